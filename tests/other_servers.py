@@ -2,8 +2,9 @@
 
 sglang-router 0.3.2 in front of SGLang 0.5.23, vLLM 0.32 on a CPU, llama.cpp's server (xllamacpp
 2026.10.11549), infinity 0.0.78, and SGLang 0.5.23 with a model that gives no embeddings.
-docs/other-servers.md says how they were started. Those of rerankers are at the end; infinity and
-Text Embeddings Inference 1.9.3 answer there as their source says.
+docs/other-servers.md says how they were started. Text Embeddings Inference 1.9.3 answers as its
+source says: it was not run. Those of rerankers are at the end; infinity answers there as its source
+says.
 """
 
 from __future__ import annotations
@@ -248,6 +249,112 @@ class Infinity(Other):
         return {**super()._reply(body, inputs), "usage": usage}
 
 
+class Tei(Other):
+    """Text Embeddings Inference: lists no models, cuts by default, turns ids into text."""
+
+    api_key: str | None = None
+    served_as: str | None = None  # --served-model-name
+    pooling = "last_token"
+    kind: Any = None  # of its model, where it is not one of embeddings
+    cuts = True  # --auto-truncate
+    most_in_request = 32  # --max-client-batch-size
+    characters_a_token = 250
+    prompt = ""  # --default-prompt
+    prompt_is_shown = True  # by /tokenize
+    without: tuple[str, ...] = ()  # fields that its /info lacks
+
+    def routes(self) -> dict[str, Answer]:
+        """Those of TEI that are used."""
+        return {
+            "/info": self._info,
+            "/tokenize": self._tokenize,
+            "/v1/embeddings": self._embeddings,
+            "/health": self._static({}),
+        }
+
+    def _respond(self, request: Request, connection: socket.socket) -> bytes:
+        # Unknown routes are not behind its key, and have no body.
+        if request.path not in {**self.routes(), **self.closed}:
+            return reply(404, b"")
+        return super()._respond(request, connection)
+
+    def _info(self, request: Request, connection: socket.socket) -> bytes:
+        info = {
+            "model_id": self.model,
+            "model_sha": None,
+            "model_dtype": "float16",
+            "served_model_name": self.served_as or self.model,
+            "model_type": self.kind or {"embedding": {"pooling": self.pooling}},
+            "max_concurrent_requests": 512,
+            "max_input_length": self.context_tokens,
+            "max_batch_tokens": 16384,
+            "max_batch_requests": None,
+            "max_client_batch_size": self.most_in_request,
+            "auto_truncate": self.cuts,
+            "tokenization_workers": 8,
+            "version": "1.9.3",
+            "sha": "0d124dc9773be6ac5a9a57d8439aba9bbbf33273",
+            "docker_label": "sha-0d124dc",
+        }
+        return reply(200, {name: each for name, each in info.items() if name not in self.without})
+
+    def _tokenize(self, request: Request, connection: socket.socket) -> bytes:
+        text = request.body["inputs"]
+        assert isinstance(text, str)
+        if (refused := self._limits([text], cuts=False)) is not None:
+            return refused
+        whole = (self.prompt if self.prompt_is_shown else "") + text
+        tokens: list[dict[str, Any]] = []
+        for place, byte in enumerate(whole.encode()):
+            at = {"text": chr(byte), "special": False, "start": place, "stop": place + 1}
+            tokens.append({"id": byte, **at})
+        if self.end_of_text is not None:
+            end = {"text": "<|endoftext|>", "special": True, "start": None, "stop": None}
+            tokens.append({"id": self.end_of_text, **end})
+        return reply(200, [tokens])
+
+    def _embeddings(self, request: Request, connection: socket.socket) -> bytes:
+        inputs = request.body["input"]
+        if len(inputs) > self.most_in_request:
+            most = f"maximum allowed batch size {self.most_in_request}"
+            return self._refused(422, "Validation", f"batch size {len(inputs)} > {most}")
+        if (refused := self._limits(inputs, cuts=self.cuts)) is not None:
+            return refused
+        for given in inputs:
+            if not self.cuts and len(ids := self._ids(given)) > (self.context_tokens or 0):
+                most = f"must have less than {self.context_tokens} tokens. Given: {len(ids)}"
+                return self._refused(422, "Validation", f"`inputs` {most}")
+        return super()._embeddings(request, connection)
+
+    def _limits(self, inputs: list[Any], *, cuts: bool) -> bytes | None:
+        most = (self.context_tokens or 0) * self.characters_a_token
+        for given in inputs:
+            if not given:
+                return self._refused(400, "Empty", "`inputs` cannot be empty")
+            if len(given) > most and not cuts:
+                said = f"`inputs` must have less than {most} characters. Given: {len(given)}"
+                return self._refused(422, "Validation", said)
+        return None
+
+    def _refused(self, status: int, kind: str, message: str) -> bytes:
+        return reply(status, {"message": message, "code": status, "type": kind})
+
+    def _refusal(self, inputs: list[str | list[int]]) -> str | None:
+        return None
+
+    def _ids(self, given: str | list[int]) -> list[int]:
+        if isinstance(given, list):
+            # Its tokenizer makes text of them, and tokenizes that.
+            text = bytes(each for each in given if each < 256).decode("utf-8", "replace")
+            return [*text.encode()]
+        most = (self.context_tokens or 0) * self.characters_a_token
+        ids = super()._ids(self.prompt + given[:most])
+        return ids if not self.cuts else [*ids[:-1][: (self.context_tokens or 0) - 1], ids[-1]]
+
+    def _reply(self, body: dict[str, Any], inputs: list[Any]) -> dict[str, Any]:
+        return {**super()._reply(body, inputs), "model": self.served_as or self.model}
+
+
 class Reranker(FakeServer):
     """SGLang with a cross-encoder: one number a text, which its own reply cannot hold."""
 
@@ -416,7 +523,7 @@ class InfinityReranks(FakeReranker):
         return reply(200, {**found, "data": [entry]})
 
 
-class TextEmbeddingsInference(FakeReranker):
+class TeiReranks(FakeReranker):
     """TEI with a reranker: it lists no models, but says what it serves."""
 
     def routes(self) -> dict[str, Answer]:

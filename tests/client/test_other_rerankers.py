@@ -19,7 +19,7 @@ from fake_reranker import APPENDS, MODEL, FakeReranker, score_of, tokenize
 from http_server import Answer, Request, reply
 from other_servers import (
     InfinityReranks,
-    TextEmbeddingsInference,
+    TeiReranks,
     VllmClassifies,
     VllmGenerates,
 )
@@ -190,7 +190,7 @@ def test_an_old_vllm_that_generates_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [(InfinityReranks, "infinity"), (TextEmbeddingsInference, "Text Embeddings Inference")],
+    [(InfinityReranks, "infinity"), (TeiReranks, "Text Embeddings Inference")],
 )
 def test_a_server_that_cannot_read_the_prompt_is_refused_by_its_name(
     kind: type[FakeReranker], name: str

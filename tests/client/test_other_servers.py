@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from emberd import Embedder
 from emberd.client.verify import verify
 from emberd.endpoint import Endpoint
 from emberd.errors import (
+    AuthenticationError,
     BadReplyError,
     RejectedError,
     ServerMismatchError,
@@ -23,6 +25,7 @@ from emberd.errors import (
     TextError,
     TextTooLongError,
 )
+from emberd.probe import TEI
 from emberd.settings import ServerSpec
 from fake_server import END_OF_TEXT, QWEN, FakeServer, vectors_of
 from http_server import Request, reply
@@ -34,6 +37,7 @@ from other_servers import (
     Reranker,
     Router,
     ShortOfMemory,
+    Tei,
     Vllm,
 )
 
@@ -548,3 +552,173 @@ def test_the_path_that_was_loaded_counts_more_than_the_name_it_is_served_under(
     server = serve(Vllm, model=os.fspath(others), named="tiny", dimensions=16)
     with pytest.raises(ServerMismatchError):
         found_at(server, os.fspath(mine))
+
+
+# ---------------------------------------------------------------- Text Embeddings Inference
+
+
+def test_tei_is_used_with_what_it_says_of_itself(serve: Serve) -> None:
+    server = serve(Tei, api_key="key", context_tokens=300)
+    texts = ["one", "two, longer", "向量", " ", "\ttabs\n", "<|im_end|>"]
+    asking = Embedder(QWEN, base_url=server.url, api_key="key")
+    vectors = asking.embed_documents(texts)
+    assert np.abs(vectors - vectors_of(texts, DIMENSIONS)).max() < 1e-6
+    endpoint = asking.endpoint()
+    assert (endpoint.server, endpoint.context_tokens, endpoint.most_texts) == (TEI, 300, 32)
+    assert endpoint.counts_exactly
+    assert not endpoint.trims
+
+
+@pytest.mark.parametrize("served_as", [None, "embeddings"])
+def test_a_name_that_tei_serves_a_model_under_is_sent_to_it(
+    serve: Serve, served_as: str | None
+) -> None:
+    server = serve(Tei)
+    server.served_as = served_as  # type: ignore[attr-defined]
+    assert found_at(server).model == (served_as or QWEN)
+
+
+def test_an_old_tei_serves_a_model_under_its_own_name(serve: Serve) -> None:
+    server = serve(Tei)
+    server.without = ("served_model_name",)  # type: ignore[attr-defined]
+    assert found_at(server).model == QWEN
+
+
+@pytest.mark.parametrize(
+    ("knobs", "found"),
+    [
+        ({"model": "BAAI/bge-m3"}, f"serves BAAI/bge-m3, but {QWEN} was requested"),
+        ({"kind": {"classifier": {"id2label": {}}}}, "as classifier; it is not an embedding"),
+        ({"kind": {"reranker": {"id2label": {}}}}, "as reranker; it is not an embedding"),
+        ({"pooling": "splade"}, "pools with splade"),
+        ({"pooling": "mean"}, "pools with mean"),
+        ({"end_of_text": 2}, "appends token 2"),
+        ({"usage_off_by": 1}, "counted"),
+        ({"closed": {"/tokenize": 403}}, "/tokenize is missing or closed"),
+        ({"without": ("auto_truncate",)}, "no valid auto_truncate"),
+        ({"without": ("max_input_length",)}, "no valid max_input_length"),
+        ({"most_in_request": 0}, "no valid max_client_batch_size"),
+    ],
+)
+def test_a_tei_that_may_give_other_vectors_is_refused(
+    serve: Serve, knobs: dict[str, Any], found: str
+) -> None:
+    server = serve(Tei)
+    for name, value in knobs.items():
+        setattr(server, name, value)
+    with pytest.raises(ServerMismatchError, match=found):
+        found_at(server)
+
+
+@pytest.mark.parametrize("is_shown", [True, False])
+def test_a_tei_that_puts_its_own_prompt_before_texts_is_refused(
+    serve: Serve, is_shown: bool
+) -> None:
+    """No similarities are printed for this model, so nothing else would show it."""
+    server = serve(Tei, model="some/model", dimensions=16)
+    server.prompt = "query: "  # type: ignore[attr-defined]
+    server.prompt_is_shown = is_shown  # type: ignore[attr-defined]
+    with pytest.raises(ServerMismatchError):
+        found_at(server, server.model)
+    server.prompt = ""  # type: ignore[attr-defined]
+    assert found_at(server, server.model).server == TEI
+
+
+def test_a_tei_that_requires_a_key_says_so(serve: Serve) -> None:
+    with pytest.raises(AuthenticationError):
+        found_at(serve(Tei, api_key="key"))
+
+
+@pytest.mark.parametrize("cuts", [True, False])
+@pytest.mark.parametrize("truncate", [True, False])
+def test_a_text_that_tei_would_cut_is_named_before_any_is_embedded(
+    serve: Serve, cuts: bool, truncate: bool
+) -> None:
+    server = serve(Tei, context_tokens=300)
+    server.cuts = cuts  # type: ignore[attr-defined]
+    asking = embedder(server, truncate=truncate)
+    asking.ensure()
+    verified = len(server.embedded)
+    with pytest.raises(TextTooLongError) as caught:
+        asking.embed_documents(["a", "b" * 299])
+    assert (caught.value.index, caught.value.tokens, caught.value.limit) == (1, 300, 299)
+    assert len(server.embedded) == verified
+    texts = ["a", "b" * 298]  # it may have as many tokens as the context, less one
+    vectors = asking.embed_documents(texts)
+    assert np.abs(vectors - vectors_of(texts, DIMENSIONS)).max() < 1e-6
+
+
+def test_a_text_that_tei_refuses_to_count_is_not_sent(serve: Serve) -> None:
+    """It counts no text of more than 250 characters a token, and cuts one without an error."""
+    server = serve(Tei, context_tokens=300)
+    server.characters_a_token = 1  # type: ignore[attr-defined]
+    asking = embedder(server)
+    asking.ensure()
+    verified = len(server.embedded)
+    with pytest.raises(TextTooLongError) as caught:
+        asking.embed_documents(["a", "b" * 301])
+    assert caught.value.index == 1
+    assert len(server.embedded) == verified
+
+
+def test_a_text_that_may_be_too_long_is_not_sent_to_a_tei_that_closed_its_tokenizer(
+    serve: Serve,
+) -> None:
+    server = serve(Tei, context_tokens=300)
+    asking = embedder(server)
+    asking.ensure()
+    server.closed["/tokenize"] = 403
+    with pytest.raises(TextTooLongError) as caught:
+        asking.embed_documents(["a", "b" * 298])
+    assert caught.value.tokens is None
+
+
+def test_tei_is_sent_no_more_texts_in_a_request_than_it_takes(serve: Serve) -> None:
+    server = serve(Tei)
+    server.most_in_request = 4  # type: ignore[attr-defined]
+    texts = [f"text {number}" for number in range(11)]
+    asking = embedder(server)
+    assert np.abs(asking.embed_documents(texts) - vectors_of(texts, DIMENSIONS)).max() < 1e-6
+    with ThreadPoolExecutor(8) as threads:  # calls whose texts share requests
+        rows = [*threads.map(asking.embed_documents, [texts[:2]] * 16)]
+    assert np.abs(np.stack(rows) - vectors_of(texts[:2], DIMENSIONS)).max() < 1e-6
+    assert max(map(len, server.embedded)) == 4
+
+
+def test_tei_is_sent_no_token_ids(serve: Serve) -> None:
+    """It makes text of them, in which a character may be another one."""
+    server = serve(Tei)
+    asking = embedder(server)
+    with pytest.raises(TextError) as caught:
+        asking.embed_documents(["a", ""])
+    assert caught.value.index == 1
+    kept, aside = asking.iter_documents(["a", ""], set_aside=True)
+    assert isinstance(aside, TextError)
+    assert not isinstance(kept, TextError)
+    assert all(isinstance(given, str) for batch in server.embedded for given in batch)
+
+
+class _BecomesTei(FakeServer):
+    """Dies when it first gets token ids, and comes back at its address as TEI."""
+
+    is_armed = False
+
+    def _embeddings(self, request: Request, connection: socket.socket) -> bytes:
+        if self.is_armed and isinstance(request.body["input"][0], list):
+            self.is_armed = False
+            port = self.port
+            self.die()
+            self.__class__ = type("_Tei", (Tei,), {})
+            self.revive(port)
+            raise ConnectionError
+        return super()._embeddings(request, connection)
+
+
+def test_a_text_that_was_cut_for_another_server_is_counted_again_for_tei(serve: Serve) -> None:
+    server = serve(_BecomesTei)
+    asking = embedder(server, truncate=True)
+    asking.ensure()
+    server.is_armed = True  # type: ignore[attr-defined]
+    with pytest.raises(TextTooLongError):
+        asking.embed_documents(["b" * 2000])
+    assert isinstance(server, Tei)

@@ -13,15 +13,18 @@ from pathlib import Path
 import pytest
 
 import leftovers
-from emberd import probe
+from emberd import model_files, probe
 from emberd.cli import shown_servers, status
+from emberd.client.verify import verify
 from emberd.errors import NoEngineError, ServerMismatchError, ServerUnavailableError
 from emberd.manager import State, discovery
+from emberd.settings import ServerSpec
 from emberd.system import listeners
 from emberd.system.listeners import Listener
 from emberd.verified_manager import Manager
 from foreign import SPEC, Foreign, Taken
 from homes import QUICK, Stub
+from other_servers import Tei
 
 pytestmark = pytest.mark.usefixtures("no_default_port")
 
@@ -145,6 +148,30 @@ def test_only_listed_servers_are_shown_the_users_key(foreign: Foreign) -> None:
     }
     assert shown.pop("http://127.0.0.1:1") == "secret"
     assert set(shown.values()) == {None}
+
+
+def test_a_listed_server_that_says_what_it_serves_at_info_only_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text Embeddings Inference lists no models; a folder is compared by the path it loaded."""
+    monkeypatch.setattr(model_files, "changed_s", lambda name: 0.0)  # before this process started
+    (tmp_path / "config.json").write_text('{"hidden_size": 16}')
+    folder = os.fspath(tmp_path)
+    spec = ServerSpec(folder, content=model_files.content_hash(folder))
+    with Tei(model=folder, api_key="the user's") as server:
+        found, refusals = discovery.search(spec, (server.url,), "the user's", verify)
+    assert found is not None, refusals
+    assert (found.endpoint.url, found.endpoint.server) == (server.url, probe.TEI)
+
+
+def test_a_key_is_not_sent_to_a_listed_server_that_says_at_info_that_it_serves_another_model() -> (
+    None
+):
+    with Tei(model="test/other") as server:
+        found, refusals = discovery.search(SPEC, (server.url,), "the user's", verify)
+        assert {request.headers.get("authorization") for request in server.requests} == {None}
+    assert found is None
+    assert "test/other" in refusals[0]
 
 
 def test_a_pinned_revision_must_match(manager: Manager, foreign: Foreign) -> None:

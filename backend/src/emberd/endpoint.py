@@ -37,6 +37,7 @@ class Endpoint:
             it read when it embedded that text.
         trims: Whether it may remove white space at the ends of a text before it tokenizes it.
         cuts: Whether it may cut a text that is too long instead of refusing it.
+        most_texts: Most texts that it accepts in a request; None if it does not say.
         labels: For a server of a reranker: the tokens of "yes" and "no"; a score is the probability
             of the first. Empty for a server of embeddings.
         scores_route: For a reranker: the route that gives scores, which tells their form.
@@ -58,6 +59,7 @@ class Endpoint:
     counts_exactly: bool = field(default=False, compare=False)
     trims: bool = field(default=False, compare=False)
     cuts: bool = field(default=False, compare=False)
+    most_texts: int | None = field(default=None, compare=False)
     labels: tuple[int, ...] = ()
     scores_route: str = ""
     tail: tuple[int, ...] = ()
@@ -69,6 +71,10 @@ class Endpoint:
     def base_url(self) -> str:
         """The URL for OpenAI clients, with ``/v1``."""
         return f"{self.url}/v1"
+
+    def batch_size(self, wanted: int) -> int:
+        """Return how many texts a request has at most, of which the caller wants ``wanted``."""
+        return min(wanted, self.most_texts or wanted)
 
     @property
     def task(self) -> str:

@@ -32,6 +32,11 @@ MODEL_INFO: Final = "/model_info"
 SERVER_INFO: Final = "/server_info"
 OLD_MODEL_INFO: Final = "/get_model_info"
 """The route of SGLang's router, and of SGLang before 0.5."""
+INFO: Final = "/info"
+"""The route of Text Embeddings Inference, which has none of the others."""
+
+TEI: Final = "text-embeddings-inference"
+"""Kind of server, for one that answers at ``INFO``."""
 
 _NO_ROUTE: Final = (401, 403, 404, 405, 501)
 """Statuses of a server without such a route, or that requires a key for it."""
@@ -182,6 +187,7 @@ def model_path(
         if isinstance(path, str):
             return path
     listed = entries(_json(get(url, MODELS, api_key, listener=listener)))
+    listed = listed or models_of_info(url, api_key, listener=listener)
     root = listed[0].get("root") if listed else None
     return root if isinstance(root, str) else None
 
@@ -191,6 +197,26 @@ def entries(listed: Any) -> list[dict[str, Any]]:
     data = listed.get("data") if isinstance(listed, dict) else None
     found = data if isinstance(data, list) else []
     return [entry for entry in found if isinstance(entry, dict) and entry.get("id")]
+
+
+def models_of_info(
+    url: str, api_key: str | None = None, *, listener: Listener | None = None
+) -> list[dict[str, Any]]:
+    """Return the model that Text Embeddings Inference serves, as ``entries`` would."""
+    return entries_of_info(_json(get(url, INFO, api_key, listener=listener)))
+
+
+def entries_of_info(info: Any) -> list[dict[str, Any]]:
+    """Return the model in the parsed reply to ``INFO`` as ``entries`` would; empty if none.
+
+    Older servers have no name but the one from which they loaded the model.
+    """
+    if not isinstance(info, dict) or not (info.get("model_id") and "model_type" in info):
+        return []
+    loaded = info["model_id"]
+    context = info.get("max_input_length")
+    named = info.get("served_model_name") or loaded
+    return [{"id": named, "root": loaded, "owned_by": TEI, "max_model_len": context}]
 
 
 def _json(reply: ProbeReply | None) -> Any:

@@ -52,7 +52,8 @@ class MergeKey:
     @classmethod
     def of(cls, endpoint: Endpoint, request: Request, most_texts: int) -> MergeKey:
         """Return the key of a batch that ``request`` would embed by itself."""
-        return cls(endpoint, request.dimensions, isinstance(request.inputs[0], list), most_texts)
+        holds_ids = isinstance(request.inputs[0], list)
+        return cls(endpoint, request.dimensions, holds_ids, endpoint.batch_size(most_texts))
 
 
 Answer = Outcome | Embeddings | None

@@ -35,7 +35,7 @@ from typing import Final
 import numpy as np
 
 from emberd.catalog import NOUN
-from emberd.client import lengths, row_formats, scores, usage, wire
+from emberd.client import lengths, row_formats, usage, wire
 from emberd.client.batches import Batch, make_batches, most_tokens
 from emberd.client.event_loops import Steps
 from emberd.client.inputs import (
@@ -299,9 +299,11 @@ class Job:
             yield from self._lengths.begin(endpoint)
             # Batches are made as they are taken, so not before the over-long texts are cut.
             self._fresh = make_batches(
-                self._prepared, self._settings.batch_size, most_tokens(endpoint)
+                self._prepared,
+                endpoint.batch_size(self._settings.batch_size),
+                most_tokens(endpoint),
             )
-        if before is not None and endpoint.scores_route == scores.HEAD:
+        if before is not None and not lengths.takes_ids(endpoint):
             self._restore_texts()
         for problem in (yield from self._lengths.find_ids(endpoint)):
             self._skip(problem.index - self._offset, problem)

@@ -3,7 +3,8 @@
 Texts that may be too long are counted before any text is embedded, so that the error comes first,
 and cut if that is wanted. SGLang refuses white space as a text, so it is sent as its token ids. So
 are texts to llama.cpp that contain what it may hold for a special token: it finds those that the
-model's file marks as such, and others by their look, such as ``</s>``.
+model's file marks as such, and others by their look, such as ``</s>``. Text Embeddings Inference
+takes token ids, but turns them into text and tokenizes that, so it is sent none.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from unicodedata import is_normalized
+
+import msgspec
 
 from emberd.catalog import EMBED, NOUN, RECREATE, Model
 from emberd.client import scores, wire
@@ -26,7 +29,7 @@ from emberd.client.inputs import (
     excerpt,
     split_at_special,
 )
-from emberd.client.wire import Request, ServerLost
+from emberd.client.wire import Request, ServerLost, TooLong
 from emberd.endpoint import Endpoint
 from emberd.errors import (
     AuthenticationError,
@@ -37,6 +40,7 @@ from emberd.errors import (
     TextError,
     TextTooLongError,
 )
+from emberd.probe import TEI
 
 PATH: Final = "/v1/tokenize"
 GATEWAY: Final = "emberd-gateway"
@@ -45,6 +49,8 @@ _TEXTS_A_STEP: Final = 1024
 
 # In the reply, for each character of the text: four tokens, each with a number of eight digits.
 _TOKEN_BYTES: Final = 40
+# That of Text Embeddings Inference has an object of five fields for each token.
+_OBJECT_BYTES: Final = 400
 
 # The tokenizer routes of other servers than SGLang; llama.cpp's omits the end of text by default.
 _LLAMA_CPP: Final = "llamacpp"
@@ -54,6 +60,7 @@ _ROUTE: Final[_Route] = (PATH, "prompt", {})
 _OTHER_ROUTES: Final[dict[str, _Route]] = {
     "vllm": ("/tokenize", "prompt", {}),
     _LLAMA_CPP: ("/tokenize", "content", {"add_special": True, "parse_special": True}),
+    TEI: ("/tokenize", "inputs", {}),
 }
 _TEXT_ONLY: Final = {"add_special": False, "parse_special": False}
 
@@ -160,9 +167,11 @@ class Lengths:
             self._as_ids.update(index for index, given in texts if isinstance(given, str))
         elif endpoint.server not in _TAKE_BLANK:
             yield from self._find_blank()
-        if endpoint.server == _LLAMA_CPP or endpoint.trims:
+        if endpoint.server in (_LLAMA_CPP, TEI) or endpoint.trims:
             for index, given in enumerate(self.prepared.inputs):
-                if isinstance(given, str):
+                if endpoint.server == TEI and (given == "" or isinstance(given, list)):
+                    problems.append(self._is_empty(index, endpoint))
+                elif isinstance(given, str):
                     problems += self._check_text(index, given, endpoint)
                 if (index + 1) % _TEXTS_A_STEP == 0:
                     yield
@@ -189,6 +198,15 @@ class Lengths:
                 self._as_ids.add(index)
             if not (self.model.normalization_is_known or is_normalized("NFC", text)):
                 yield self._not_nfc(index, text, endpoint)
+
+    def _is_empty(self, index: int, endpoint: Endpoint) -> TextError:
+        place = self.offset + index
+        return TextError(
+            f"{self._named(place)} is empty. The server at {endpoint.url} (Text Embeddings "
+            f"Inference) refuses an empty text, and does not embed token ids as they are. Omit "
+            f"empty texts.",
+            index=place,
+        )
 
     def _not_nfc(self, index: int, text: str, endpoint: Endpoint) -> TextError:
         place = self.offset + index
@@ -240,6 +258,10 @@ class Lengths:
                     yield self._may_be_cut(index, endpoint)
         elif isinstance(result, RequestError):
             raise result
+        elif isinstance(result, TooLong):
+            # It is not sent uncounted: a server that refuses to count it may cut it.
+            for index in indices:
+                yield self.error(index, result.tokens, result.limit)
         elif isinstance(result, list):
             for index in indices:
                 try:
@@ -269,7 +291,6 @@ class Lengths:
     def _no_ids(self, index: int, endpoint: Endpoint) -> TextError:
         """Return the error for a text that must be sent as token ids, which are not available."""
         place, text = self.offset + index, str(self.prepared.inputs[index])
-        route, *_ = _OTHER_ROUTES.get(endpoint.server, _ROUTE)
         problem = "is blank ({shown}), which servers of this kind reject or change as a text"
         if endpoint.needs_ids:
             problem = (
@@ -279,8 +300,8 @@ class Lengths:
             problem = "contains a special token ({shown}), which this server may read as other text"
         return TextError(
             f"{self._named(place)} {problem.format(shown=excerpt(text))}. Its token ids cannot be "
-            f"requested: {endpoint.url}{route} is missing or closed. Omit the text, or open that "
-            f"route.",
+            f"requested: {endpoint.url}{route(endpoint.server)} is missing or closed. Omit the "
+            f"text, or open that route.",
             index=place,
         )
 
@@ -288,10 +309,11 @@ class Lengths:
         place, limit = self.offset + index, self._limit(endpoint) or 0
         return TextTooLongError(
             f"{self._named(place)}{self._shown(index)} may have more than {limit} tokens: it has "
-            f"{self.prepared.sizes[index]} bytes, and {endpoint.url}{PATH}, which would count "
-            f"them, is missing or closed. This server may cut a text that is too long and return "
-            f"the vector of the rest. Split the text into parts of at most {limit - ADDED_TOKENS} "
-            f"bytes, or use a server that counts tokens, such as SGLang or vLLM.",
+            f"{self.prepared.sizes[index]} bytes, and {endpoint.url}{route(endpoint.server)}, "
+            f"which would count them, is missing or closed. This server may cut a text that is too "
+            f"long and return the vector of the rest. Split the text into parts of at most "
+            f"{limit - ADDED_TOKENS} bytes, or use a server that counts tokens, such as SGLang or "
+            f"vLLM.",
             index=place,
             tokens=None,
             limit=limit,
@@ -399,6 +421,15 @@ class Lengths:
                 tokens=len(ids),
                 limit=limit,
             )
+        if not takes_ids(endpoint):
+            raise TextTooLongError(
+                f"{self._named(place)}{self._shown(index)} has {len(ids)} tokens, {limit} are "
+                f"allowed, and emberd cannot cut it: the server at {endpoint.url} (Text Embeddings "
+                f"Inference) does not embed token ids as they are. Split the text.",
+                index=place,
+                tokens=len(ids),
+                limit=limit,
+            )
         if endpoint.tail:
             kept = limit - len(endpoint.tail)
             # It has no more tokens than bytes.
@@ -431,6 +462,16 @@ class Lengths:
 # ---------------------------------------------------------------- tokens
 
 
+def route(server: str) -> str:
+    """Return the tokenizer route of a kind of server."""
+    return _OTHER_ROUTES.get(server, _ROUTE)[0]
+
+
+def takes_ids(endpoint: Endpoint) -> bool:
+    """Return whether ``endpoint`` embeds, or scores, exactly the token ids that it is sent."""
+    return endpoint.server != TEI and endpoint.scores_route != scores.HEAD
+
+
 def as_taken(inputs: list[Input], endpoint: Endpoint, model: Model) -> list[Input]:
     """Return ``inputs`` as the server takes them: the gateway takes no ids, but empty texts."""
     if endpoint.server != GATEWAY:
@@ -458,7 +499,8 @@ def tokenize_request(
         more = {**more, "add_special_tokens": False}
     if server == _LLAMA_CPP and special:
         content, more = split_at_special(text, special), _TEXT_ONLY
-    most_bytes = wire.MOST_BYTES + len(text) * _TOKEN_BYTES
+    token_bytes = _OBJECT_BYTES if server == TEI else _TOKEN_BYTES
+    most_bytes = wire.MOST_BYTES + len(text) * token_bytes
     return Request(path, {"model": name, field_name: content, **more}, most_bytes)
 
 
@@ -468,13 +510,45 @@ def read_ids(body: bytes) -> list[int]:
     Raises:
         BadReplyError: It has none.
     """
-    ids = wire.parse_object(body).get("tokens")
+    if body.lstrip().startswith(b"["):
+        ids: Any = [token.id for token in read_tei_tokens(body)]
+    else:
+        ids = wire.parse_object(body).get("tokens")
     if not isinstance(ids, list) or not ids or not all(type(token) is int for token in ids):
         raise BadReplyError(
             "A request to tokenize was answered without a list of token ids. Check whether a "
             "server of another kind, or a proxy, answers at this address."
         )
     return ids
+
+
+class TeiToken(msgspec.Struct):
+    """A token as Text Embeddings Inference returns it.
+
+    Attributes:
+        id: Its number.
+        stop: Where it ends in the text that was tokenized, in bytes; None for a token that the
+            tokenizer adds, or that is special.
+    """
+
+    id: int
+    stop: int | None = None
+
+
+_TEI_REPLY: Final = msgspec.json.Decoder(list[list[TeiToken]])
+
+
+def read_tei_tokens(body: bytes | None) -> list[TeiToken]:
+    """Return the tokens of one text from the reply to a ``tokenize_request``; empty if it has none.
+
+    Args:
+        body: The reply of Text Embeddings Inference; None if there is none.
+    """
+    try:
+        (tokens,) = _TEI_REPLY.decode(body or b"")
+    except (ValueError, RecursionError):
+        return []
+    return tokens
 
 
 def read_whole(endpoint: Endpoint, body: bytes, model: Model) -> list[int]:

@@ -22,13 +22,13 @@ from typing import Any, Final
 
 from emberd import catalog, model_card, model_files, probe
 from emberd.catalog import RERANK, Model, is_unit
-from emberd.client import canary, lengths, scores, verify_scores, wire
+from emberd.client import canary, lengths, scores, verify_scores, verify_tei, wire
 from emberd.client.event_loops import finish
 from emberd.client.inputs import Input
 from emberd.client.wire import Reply, Request, TransportError
 from emberd.endpoint import Endpoint
 from emberd.errors import BadReplyError, ServerMismatchError, ServerUnavailableError, SettingError
-from emberd.probe import MODEL_INFO, MODELS, OLD_MODEL_INFO
+from emberd.probe import INFO, MODEL_INFO, MODELS, OLD_MODEL_INFO, TEI
 from emberd.settings import ServerSpec
 from emberd.system import listeners
 from emberd.system.bounded_http import ReplyTooLargeError, bounded
@@ -67,6 +67,8 @@ _NO_TASKS: Final = (None, "none", "embed")
 _FETCHED: Final = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[^/]+/?$")
 
 Answer = Reply | TransportError
+
+_Ask = Callable[..., Generator[Request, Answer | None, bytes | None]]
 
 Verification = Generator[Request, Answer | None, Endpoint]
 """Requests one after another; the answer to each is sent in (None only to begin)."""
@@ -146,21 +148,16 @@ def steps(
     if model_files.is_folder(spec.model) or spec.model.casefold() != model.name.casefold():
         model = replace(model, reference=None)  # a folder of that name may be fine-tuned
     ask = functools.partial(_ask, url, timeout_s, spec.task)
-    entries = probe.entries(wire.parse_object((yield from ask(Request(MODELS)))))
-    # Where the server lists its models, the other routes are optional: a gateway may close them.
-    optional = bool(entries)
-    info = wire.parse_object((yield from ask(Request(MODEL_INFO), optional=optional)))
-    if not info:
-        info = wire.parse_object((yield from ask(Request(OLD_MODEL_INFO), optional=optional)))
-    if spec.task == RERANK and not (entries or info):
-        yield from verify_scores.check_listing(url, ask)
-    _check_kind(url, info, spec.task)
-    entry = _serving(url, spec.model, entries, info)
+    entry, listed, of_tei = yield from _listing(url, spec, ask)
     name, server = str(entry["id"]), str(entry.get("owned_by") or "unknown")
     if spec.task == RERANK:
         _check_no_adapter(url, entry, name, server)
     elif server == lengths.GATEWAY:
         name += _AS_THEY_ARE
+    most_texts = None
+    if server == TEI:
+        most_texts = verify_tei.check_info(url, of_tei, model)
+        batch_size = min(batch_size or most_texts, most_texts)
     longest = entry.get("max_model_len")
     limits = [longest]
     told: dict[str, Any] = {}
@@ -176,7 +173,7 @@ def steps(
         limits.append(described.get("n_ctx"))
     context = min((n for n in limits if isinstance(n, int) and n), default=None)
     # Once per listed model, for a router may send each request to another server.
-    probes = min(len(entries), _MOST_PROBES) or 1
+    probes = min(listed, _MOST_PROBES) or 1
     if spec.task == RERANK:
         found = Endpoint(url, name, 1, context, api_key, server, on_cpu=on_cpu)
         return (yield from verify_scores.steps(found, model, ask, batch_size, probes))
@@ -188,16 +185,18 @@ def steps(
     if server not in _AS_GIVEN:
         question = wire.embed_request(name, [canary.PROMPT_QUESTION], None)
         yield from ask(question, refused=_ADDS_PROMPTS.format(names=_AS_THEY_ARE))
-    counts_exactly = False
-    if model.end_of_text_id is not None:
+    counted = None
+    if server == TEI or model.end_of_text_id is not None:
         request = lengths.tokenize_request(server, name, text)
         counted = yield from ask(request, optional=True)
-        counts_exactly = _check_tokens(url, model, counted, bodies[-1])
+    if server == TEI:
+        verify_tei.check_tokens(url, text, counted, bodies[-1])
+    counts_exactly = _check_tokens(url, model, counted, bodies[-1])
     vectors = yield from _canary(url, model, name, bodies, ask, batch_size=batch_size)
     trims = cuts = False
     if server not in _AS_GIVEN:
         trims = not model.trims and (yield from _trims(url, model, name, batch_size))
-        cuts = yield from _cuts(model, name)
+        cuts = of_tei["auto_truncate"] if server == TEI else (yield from _cuts(model, name))
     return Endpoint(
         url=url,
         model=name,
@@ -209,8 +208,29 @@ def steps(
         counts_exactly=counts_exactly,
         trims=trims,
         cuts=cuts,
+        most_texts=most_texts,
         on_cpu=on_cpu,
     )
+
+
+def _listing(
+    url: str, spec: ServerSpec, ask: _Ask
+) -> Generator[Request, Answer | None, tuple[dict[str, Any], int, dict[str, Any]]]:
+    """Return the entry of the wanted model, how many models are listed, and what TEI says."""
+    entries = probe.entries(wire.parse_object((yield from ask(Request(MODELS)))))
+    # Where the server lists its models, the other routes are optional: a gateway may close them.
+    optional = bool(entries)
+    info = wire.parse_object((yield from ask(Request(MODEL_INFO), optional=optional)))
+    if not info:
+        info = wire.parse_object((yield from ask(Request(OLD_MODEL_INFO), optional=optional)))
+    of_tei: dict[str, Any] = {}
+    if not (entries or info):
+        of_tei = wire.parse_object((yield from ask(Request(INFO))))
+        entries = probe.entries_of_info(of_tei)
+        if spec.task == RERANK:
+            verify_scores.check_listing(url, entries)
+    _check_kind(url, info, spec.task)
+    return _serving(url, spec.model, entries, info), len(entries), of_tei
 
 
 def _uncut_context(info: dict[str, Any], longest: Any) -> int | None:
@@ -272,7 +292,7 @@ def _canary(
     model: Model,
     name: str,
     bodies: list[bytes],
-    ask: Callable[..., Generator[Request, Answer | None, bytes | None]],
+    ask: _Ask,
     *,
     batch_size: int | None,
 ) -> Generator[Request, Answer | None, tuple[canary.Vector, ...]]:
@@ -407,7 +427,7 @@ def _serving(
     listed = entries or [{"id": name} for name in names[:1]]
     if not listed:
         raise ServerMismatchError(
-            f"{url} does not say which model it serves: neither {MODELS} nor {MODEL_INFO} "
+            f"{url} does not say which model it serves: none of {MODELS}, {MODEL_INFO} and {INFO} "
             f"lists one. Correct base_url: it must be the root of an OpenAI-compatible server."
         )
     for entry in listed:
@@ -513,6 +533,8 @@ def _check_tokens(url: str, model: Model, counted: bytes | None, embedded: bytes
     """Return whether the server's tokenizer gives as many tokens for a text as the server read."""
     if counted is None:
         return False
+    if model.end_of_text_id is None:
+        return True  # they were compared before, because the server is TEI
     try:
         ids = lengths.read_ids(counted)
     except BadReplyError as error:

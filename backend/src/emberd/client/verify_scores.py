@@ -16,7 +16,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from emberd.catalog import SAME_LOGIT, SAME_SCORE, Model, logit
 from emberd.client import lengths, scores, wire
@@ -173,16 +173,15 @@ def _divided(
     return found
 
 
-def check_listing(url: str, ask: Ask) -> Generator[Request, Reply | TransportError | None, None]:
-    """Refuse a server that lists no model if it is Text Embeddings Inference.
+def check_listing(url: str, entries: Sequence[dict[str, Any]]) -> None:
+    """Refuse Text Embeddings Inference, whose ``entries`` come from its route ``/info``.
 
     Raises:
-        ServerMismatchError: It is.
+        ServerMismatchError: There are any.
     """
-    info = wire.parse_object((yield from ask(Request("/info"), optional=True)))
-    if {"model_id", "model_type"} <= info.keys():
+    if entries:
         raise ServerMismatchError(
-            f"{url} is Text Embeddings Inference with {info['model_id']}, which does not compute "
+            f"{url} is Text Embeddings Inference with {entries[0]['root']}, which does not compute "
             f"Qwen3-Reranker: it has no such classifier, and cannot be asked for the tokens of "
             f"'yes' and 'no'. {_ADVICE}"
         )

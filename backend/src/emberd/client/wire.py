@@ -561,11 +561,11 @@ def _advice(status: int) -> str:
     return "Correct the setting that the message names. Retrying the same request would fail again."
 
 
-# What SGLang (twice), vLLM, llama.cpp (twice) and emberd's gateway say of a text that is too long.
+# What SGLang (twice), vLLM, llama.cpp (twice), emberd's gateway and TEI say of too long a text.
 _TOO_LONG: Final = re.compile(
     r"longer than the model's context length|exceeds the maximum allowed length"
     r"|maximum context length|exceeds the available context size|too large to process"
-    r"|has \d+ tokens, \d+ are allowed",
+    r"|has \d+ tokens, \d+ are allowed|must have less than \d+ (?:tokens|characters)",
     re.IGNORECASE,
 )
 # SGLang names the first length that it refuses, the others the last one that they accept.
@@ -574,12 +574,13 @@ _REFUSES_AT_LIMIT: Final = re.compile(
 )
 _LENGTH: Final = re.compile(
     r"(?:request|input(?: length)?) \((\d+) tokens\)|requested (\d+) tokens"
-    r"|contains? (?:at least )?(\d+)(?: input)? tokens|has (\d+) tokens, \d+ are allowed",
+    r"|contains? (?:at least )?(\d+)(?: input)? tokens|has (\d+) tokens, \d+ are allowed"
+    r"|less than \d+ tokens\. Given: (\d+)",
     re.IGNORECASE,
 )
 _LIMIT: Final = re.compile(
     r"(?:context length|allowed length|context size)[^\d]{0,20}(\d+)"
-    r"|has \d+ tokens, (\d+) are allowed",
+    r"|has \d+ tokens, (\d+) are allowed|less than (\d+) tokens",
     re.IGNORECASE,
 )
 

@@ -229,7 +229,10 @@ def verify_candidate(
             f"No response from {url}, or not in HTTP within {first_answer_s:g} s. Start the server "
             f"there, or correct the address."
         )
-    key = candidate.api_key if _may_have_key(models, spec) else None
+    shown = probe.entries(models.json() if models.status == HTTPStatus.OK else None)
+    if candidate.api_key and not shown:
+        shown = probe.models_of_info(url, listener=listener)
+    key = candidate.api_key if _may_have_key(shown, spec) else None
     endpoint = verify(url, key, spec, listener)
     name = candidate.engine or endpoint.server
     # An engine that emberd cannot start is unknown here, and does not meet a request for one.
@@ -240,14 +243,13 @@ def verify_candidate(
     return Server(endpoint, "found", reason, engine=engine, notes=endpoint.notes)
 
 
-def _may_have_key(models: probe.ProbeReply, spec: ServerSpec) -> bool:
+def _may_have_key(entries: list[dict[str, Any]], spec: ServerSpec) -> bool:
     """Return whether a server may be sent the user's key, which may be that of another one.
 
     Args:
-        models: Its list of models, as it answers without a key.
+        entries: The models that it lists without a key.
         spec: What is requested.
     """
-    entries = probe.entries(models.json() if models.status == HTTPStatus.OK else None)
     said = [str(entry[name]) for entry in entries for name in ("id", "root") if entry.get(name)]
     # A server that shows no list without a key, as most that require one, may serve the model.
     return not said or any(
