@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 import yaml
 
+import langchain_emberd
 import llama_index.embeddings.emberd
 import llama_index.postprocessor.emberd
 import notebooks
@@ -25,9 +26,11 @@ __all__ = ["stand_ins", "stopped_at_the_end"]
 LANGCHAIN: Final = "integrations/langchain-emberd/docs"
 EMBEDDINGS: Final = ROOT / "integrations/llama-index-embeddings-emberd/docs"
 RERANK: Final = ROOT / "integrations/llama-index-postprocessor-emberd/docs"
+# What a package is listed with until it is used enough for pages in LangChain's documentation.
+LISTING: Final = "integration_external_docs.yaml"
 # The sections that LangChain's pages have, in their order.
 SECTIONS: Final = {
-    "text_embedding/emberd.mdx": (
+    "embeddings/emberd.mdx": (
         *("Overview", "Setup", "Instantiation", "Indexing and retrieval", "Direct usage"),
         "API reference",
     ),
@@ -38,13 +41,27 @@ SECTIONS: Final = {
         *("Installation and setup", "Embedding models", "Document compressors"),
     ),
 }
+# The class that a page describes. LangChain's tables are generated from it.
+CLASSES: Final = {
+    "embeddings/emberd.mdx": "EmberdEmbeddings",
+    "retrievers/emberd_reranker.mdx": "EmberdReranker",
+}
 
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_a_page_for_langchain_has_its_form(name: str) -> None:
     text = pages.text_of(f"{LANGCHAIN}/{name}")
     _, matter, rest = text.split("---\n", 2)
-    assert set(yaml.safe_load(matter)) == {"title", "description"}
+    read = yaml.safe_load(matter)
+    listed = read.pop("integration", {})
+    assert set(read) == {"title", "description"}
+    if name in CLASSES:
+        assert read["title"] == f"{CLASSES[name]} integration"
+        # The maintainers of the documentation decide which package is "featured".
+        assert (listed.pop("name"), listed.pop("pypi")) == (CLASSES[name], "langchain-emberd")
+        assert set(listed) <= {"self_host", "cloud_offering"}
+    else:
+        assert listed == {}
     prose = pages.FENCE.sub("", rest)
     assert tuple(re.findall("^## (.*)$", prose, re.MULTILINE)) == SECTIONS[name]
     assert not re.search("^# ", prose, re.MULTILINE), "the title is the heading"
@@ -53,9 +70,20 @@ def test_a_page_for_langchain_has_its_form(name: str) -> None:
 
 def test_the_pages_for_langchain_are_complete() -> None:
     there = {path.relative_to(ROOT / LANGCHAIN).as_posix() for path in _files(ROOT / LANGCHAIN)}
-    assert there == set(SECTIONS)
+    assert there == {*SECTIONS, LISTING}
     links = re.findall(r"\(/oss/integrations/(\w+/\w+)\)", "".join(_texts()))
     assert {f"{link}.mdx" for link in links} == set(SECTIONS)
+
+
+def test_the_listing_for_langchain_has_the_classes_that_have_pages() -> None:
+    rows = yaml.safe_load((ROOT / LANGCHAIN / LISTING).read_text(encoding="utf-8"))["python"]
+    listed = {folder: [row["name"] for row in rows[folder]] for folder in rows}
+    assert listed == {name.partition("/")[0]: [found] for name, found in CLASSES.items()}
+    for row in (row for folder in rows.values() for row in folder):
+        assert hasattr(langchain_emberd, row["name"])
+        assert row["pypi"] == "langchain-emberd"
+        page = row["docs_url"].removeprefix("https://emberd.invalid/").replace(".html", ".md")
+        assert (ROOT / page).is_file()
 
 
 def _files(folder: Path) -> list[Path]:
