@@ -249,6 +249,34 @@ def test_what_the_pages_install_exists() -> None:
         assert set(filter(None, given.split(","))) <= extras[name], f"{place}: {word}"
 
 
+# The pages that a package index and the frameworks show. Their readers have no checkout.
+PUBLISHED: Final = re.compile(r"backend/README\.md|integrations/")
+_INSTALLED: Final = re.compile(r"(?:pip install|uv add) ([^`#\n]+)|--(?:from|spec) (\S+)")
+_OURS: Final = re.compile(r"\./\S+|(?:emberd|langchain-emberd|llama-index-\w+-emberd)(?:\[.*)?")
+
+
+def _installations() -> Iterator[tuple[str, list[str]]]:
+    programs = [f"examples/{path.name}" for path in (ROOT / "examples").glob("*.py")]
+    programs += [f"examples/demo/{path.name}" for path in (ROOT / "examples/demo").glob("*.py")]
+    for page in sorted({*pages.all_pages(), *programs} - {"CHANGELOG.md"}):
+        for several, one in _INSTALLED.findall(pages.text_of(page).replace("\\\n", " ")):
+            words = re.findall(r"[^\s'\"]+", several or one)
+            if ours := [word for word in words if _OURS.fullmatch(word)]:
+                yield page, ours
+
+
+def test_pages_install_from_the_checkout_until_a_release() -> None:
+    """Nothing is published yet, except where the page itself is published with the package."""
+    found = list(_installations())
+    assert len(found) > 30
+    for page, words in found:
+        are_paths = {word.startswith("./") for word in words}
+        assert are_paths == {PUBLISHED.match(page) is None}, f"{page} installs {words}"
+        # The integrations require a backend of the same version, which no index has.
+        if any(word.startswith("./integrations/") for word in words):
+            assert any(word.startswith("./backend") for word in words), f"{page}: {words}"
+
+
 def test_the_targets_of_make_that_the_pages_name_exist() -> None:
     rules = (ROOT / "Makefile").read_text(encoding="utf-8")
     named = [(place, word) for place, words in _called("make") for word in words[:1]]

@@ -12,7 +12,10 @@ from emberd import SettingError, Settings
 from passages import Passage
 from recall import Floats
 
-_INSTALL: Final = "pip install langchain-emberd llama-index-embeddings-emberd"
+_INSTALL: Final = (
+    "pip install ./backend ./integrations/langchain-emberd "
+    "./integrations/llama-index-embeddings-emberd"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
     python examples/demo/quality.py emberd/demo
     python examples/demo/quality.py Qwen/Qwen3-Embedding-4B --tasks SciFact STSBenchmark
 
-Needs ``pip install 'emberd[mteb]'``. The model's server is found, or started.
+Needs ``pip install './backend[demo,mteb]'``. The model's server is found, or started.
 """
 
 from __future__ import annotations
