@@ -15,6 +15,7 @@ from typing import Final
 import pytest
 
 import packages
+import pages
 import source_tree
 from packages import DISTRIBUTIONS
 from source_tree import ROOT
@@ -169,6 +170,27 @@ def test_a_wheel_has_what_a_package_index_shows(wheel: zipfile.ZipFile) -> None:
     urls = dict(url.split(", ") for url in metadata.get_all("Project-URL") or [])
     assert list(urls) == ["Homepage", "Documentation", "Repository", "Issues", "Changelog"]
     assert len(metadata["Keywords"].split(",")) >= 5
+
+
+def test_the_description_of_a_wheel_installs_it_and_starts_the_default_model(
+    wheel: zipfile.ZipFile,
+) -> None:
+    page = f"{DISTRIBUTIONS[_distribution(wheel)][0]}/README.md"
+    name = _metadata(wheel)["Name"]
+    calls = [
+        [words for block in pages.blocks(page) for _, words in pages.commands(block, program)]
+        for program in ("pip", "emberd")
+    ]
+    with_hub = [words for words in calls[0] if "emberd[hub]" in words]
+    assert any({name, f"{name}[hub]"} & set(words) for words in with_hub)
+    assert any(words[0] == "up" for words in calls[1])
+
+
+@pytest.mark.parametrize("wheel", ["emberd"], indirect=True)
+def test_the_description_of_emberd_lists_its_extras(wheel: zipfile.ZipFile) -> None:
+    rows = re.findall(r"^\| (`.*?) \|", str(_metadata(wheel).get_payload()), re.MULTILINE)
+    listed = re.findall(r"`([a-z]+)`", " ".join(row for row in rows if "emberd " not in row))
+    assert sorted(listed) == sorted(_metadata(wheel).get_all("Provides-Extra") or [])
 
 
 def test_classifiers_name_the_python_versions_that_are_tested(wheel: zipfile.ZipFile) -> None:
