@@ -6,6 +6,7 @@ Code in pages runs in ``test_snippets.py``; here are the notebooks, and the form
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Final
 
@@ -113,6 +114,12 @@ def test_the_notebook_on_reranking_runs_and_stores_no_output_of_a_stand_in(
     assert done.code == 0, done.err
     now = notebooks.shown(done.json)
     assert len(now["rerank"].splitlines()) == len(now["engine"].splitlines()) == 2
+
+
+@pytest.mark.parametrize("docs", [EMBEDDINGS, RERANK])
+def test_the_metadata_for_llamahub_states_whether_there_is_an_example(docs: Path) -> None:
+    project = tomllib.loads((docs.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["tool"]["llamahub"]["contains_example"] == any(docs.glob("*.ipynb"))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pages
 BREAD: Final = "Ana bakes rye bread on Fridays."
 BOATS: Final = "Ana is afraid of boats."
 QUESTION: Final = "What does she make before the weekend?"
-TWO_LINES: Final = "What does she make\nbefore the weekend?"  # some frameworks mend newlines
+TWO_LINES: Final = "What does she make\nbefore the weekend?"  # some frameworks replace newlines
 
 QWEN_TEMPLATE: Final = (
     "Instruct: Given a web search query, retrieve relevant passages that answer the query\n"

@@ -1,4 +1,4 @@
-"""Compilers: looked for where SGLang looks, on machines with a GPU alone."""
+"""Compilers are searched where SGLang searches, and only on machines with a GPU."""
 
 from __future__ import annotations
 

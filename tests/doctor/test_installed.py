@@ -1,4 +1,4 @@
-"""Environments of engines: whole, half-made, broken, old, or somebody else's."""
+"""Environments of engines: complete, incomplete, broken, old, or of another user."""
 
 from __future__ import annotations
 

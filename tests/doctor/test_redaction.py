@@ -1,4 +1,4 @@
-"""No secret stands in what the doctor writes, whoever wrote the text."""
+"""The doctor removes secrets from its output, also from text that other programs wrote."""
 
 from __future__ import annotations
 
