@@ -31,6 +31,8 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 napoleon_numpy_docstring = False
+# The adapters' packages. Their environments differ, and only their names are needed here.
+autodoc_mock_imports = ["chromadb", "haystack", "lancedb", "mteb"]
 
 html_theme = "furo"
 html_title = f"emberd {release}"
@@ -59,6 +61,16 @@ def _link_to_the_repository(_: "Sphinx", page: str, source: list[str]) -> None:
         return f"]({_REPOSITORY}/{kind}/main/{where}{hash_sign}{anchor})"
 
     source[0] = re.sub(r"\]\((\.\./[^)\s]*)\)", target, source[0])
+
+
+def _describe_fields(
+    _: "Sphinx", _kind: str, _name: str, described: Any, _options: Any, lines: list[str]
+) -> None:
+    """Add the descriptions of the fields of a pydantic model to its docstring."""
+    fields = getattr(described, "model_fields", {}) if isinstance(described, type) else {}
+    texts = {name: field.description for name, field in fields.items() if field.description}
+    if texts:
+        lines += ["", "Args:", *(f"    {name}: {text}" for name, text in texts.items()), ""]
 
 
 class _NotebookParser(MystParser):
@@ -91,4 +103,5 @@ def setup(app: "Sphinx") -> dict[str, bool]:
     app.add_source_suffix(".ipynb", "notebook")
     app.add_source_parser(_NotebookParser)
     app.connect("source-read", _link_to_the_repository)
+    app.connect("autodoc-process-docstring", _describe_fields, priority=400)  # before napoleon
     return {"parallel_read_safe": True}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import html
+import importlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import built_site
-from source_tree import ROOT
+from source_tree import PACKAGES, ROOT
 
 pytestmark = pytest.mark.timeout(900)  # the site is built first
 
@@ -105,6 +107,30 @@ def test_every_page_can_be_reached_from_the_navigation(site: Path) -> None:
                 to_read.append((path.parent / unquote(parts.path)).resolve())
     by_other_means = {site / "genindex.html", site / "search.html"}
     assert {path for path, _ in _pages(site)} - reached <= by_other_means
+
+
+def test_the_reference_describes_every_public_name(site: Path) -> None:
+    """Errors have their own page. The adapters' packages are missing here, so they are parsed."""
+    public: set[str] = set()
+    for name in PACKAGES:
+        package = importlib.import_module(name)
+        errors = {
+            each
+            for each in package.__all__
+            if isinstance(kind := getattr(package, each), type) and issubclass(kind, Exception)
+        }
+        public |= set(package.__all__) - errors - {"__version__"}
+    for file in (PACKAGES["emberd"] / "adapters").glob("*.py"):
+        names = [
+            node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)
+        ]
+        public |= {name for name in names if not name.startswith("_")}
+    text = (site / "reference/python.html").read_text(encoding="utf-8")
+    described = re.findall(r'<span class="sig-name descname"><span class="pre">(\w+)<', text)
+    assert public <= set(described)
+    # The fields of a pydantic model are described by their own texts, not by its docstring.
+    for description in ("A BaseKVStore; its keys", "Keep the score of the retriever"):
+        assert description in text
 
 
 def test_every_internal_link_leads_to_a_file_and_an_anchor(site: Path) -> None:

@@ -1,4 +1,4 @@
-"""The documentation site on a phone, in a light and a dark scheme."""
+"""The documentation site on a phone, in a light and a dark scheme, and on a desktop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import built_site
 pytestmark = pytest.mark.timeout(900)  # the site is built first, and each page is opened
 
 PHONE: Final[Any] = {"width": 390, "height": 844}
-SCHEMES: Final[tuple[Any, ...]] = ("light", "dark")
+DESKTOP: Final[Any] = {"width": 1280, "height": 800}
 # Elements that end outside the window and cannot be scrolled to. The theme hides what overflows.
 _CUT: Final = """() => {
     const scrolls = (element) => element.closest("article") &&
@@ -67,7 +67,7 @@ class Reader:
 
 @pytest.fixture
 def reader(browser: Browser, site: Path) -> Iterator[Reader]:
-    """A tab of the width of a phone."""
+    """A tab of the size of a phone."""
     context = browser.new_context(viewport=PHONE)
     reader = Reader(context.new_page())
     reader.watch(site)
@@ -75,9 +75,17 @@ def reader(browser: Browser, site: Path) -> Iterator[Reader]:
     context.close()
 
 
-def test_no_page_is_wider_than_a_phone_or_asks_elsewhere_or_has_an_error(
-    reader: Reader, site: Path
+@pytest.mark.parametrize(
+    ("size", "schemes"),
+    [
+        pytest.param(PHONE, ("light", "dark"), id="phone"),
+        pytest.param(DESKTOP, ("light",), id="desktop"),
+    ],
+)
+def test_no_page_is_wider_than_the_window_or_asks_elsewhere_or_has_an_error(
+    reader: Reader, site: Path, size: Any, schemes: tuple[Any, ...]
 ) -> None:
+    reader.page.set_viewport_size(size)
     cut: dict[str, list[str]] = {}
     unshown: list[str] = []
     pages = sorted(site.rglob("*.html"))
@@ -85,7 +93,7 @@ def test_no_page_is_wider_than_a_phone_or_asks_elsewhere_or_has_an_error(
     for path in pages:
         reader.page.goto(path.as_uri())
         unshown += reader.page.evaluate(_UNSHOWN_PICTURES)
-        for scheme in SCHEMES:
+        for scheme in schemes:
             reader.page.emulate_media(color_scheme=scheme)
             if found := reader.page.evaluate(_CUT):
                 cut[f"{path.relative_to(site)} {scheme}"] = found
