@@ -160,6 +160,17 @@ the pages on [`up` and `stop`](../lifecycle.md), [`serve`](../serve.md), [`docto
 [`verify`](../other-servers.md#compare-a-server-with-transformers),
 [`reindex`](../vector-stores.md#change-the-model-of-an-index), [`embed`](../bulk.md),
 [`search`](../folder-search.md) and [`engine`](../installing-engines.md).
+
+## Completion in the shell
+
+This command sets up bash, zsh or fish, whichever shell runs it. New shells then complete commands,
+options and known models:
+
+```
+emberd --install-completion
+```
+
+`--show-completion` prints the script instead.
 """
 
 

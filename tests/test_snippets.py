@@ -190,6 +190,8 @@ def _parsed(words: list[str]) -> str:
 
 
 def _fault(words: list[str], is_part: bool = False) -> str:
+    if words == ["--install-completion"]:
+        return ""  # parsing it installs it
     try:
         _parsed(words)
     except typer.Exit:
