@@ -79,7 +79,11 @@ VLLM: Final = Tool(
         *("--model", str(model), *_VLLM, str(port)),
     ),
     # By itself it takes half of the memory for keys and values, of which an embedding needs few.
-    {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"},
+    {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CACHE_ROOT": str(FOLDER / "vllm" / "cache"),  # what it compiles, for the next start
+    },
 )
 LLAMA_CPP: Final = Tool(
     "llama.cpp (xllamacpp, F16)",
