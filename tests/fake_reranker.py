@@ -64,6 +64,8 @@ class FakeReranker(FakeServer):
     is_generation: bool = True
     end_of_text: int | None = None  # what its tokenizer appends
     always_appends: bool = False  # although it is asked not to
+    says_usage: bool = True
+    limited_above: int | None = None  # prompts in a request, above which it limits the rate
 
     @property
     def scored(self) -> list[list[Any]]:
@@ -96,6 +98,8 @@ class FakeReranker(FakeServer):
         assert body["apply_softmax"] is True
         items = body["items"]
         assert body["query"] == ("" if isinstance(items[0], str) else [])
+        if self.limited_above is not None and len(items) > self.limited_above:
+            return refusal(429, "try later")
         self._fail(items, connection)
         if (said := self._refusal(items)) is not None:
             return refusal(400, said)
@@ -103,9 +107,11 @@ class FakeReranker(FakeServer):
         scores = self.scores_of(read)
         pairs = _FAULTS.get(self.fault or "", list)([[one, 1 - one] for one in scores])
         tokens = sum(map(len, read)) + self.usage_off_by
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         named = self.named or body["model"]  # SGLang repeats the name in the request
-        return reply(200, {"object": "scoring", "scores": pairs, "model": named, "usage": usage})
+        found: dict[str, Any] = {"object": "scoring", "scores": pairs, "model": named}
+        if self.says_usage:
+            found["usage"] = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return reply(200, found)
 
     def scores_of(self, read: list[list[int]]) -> list[float]:
         """What its weights give for the token ids of prompts."""

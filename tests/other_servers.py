@@ -441,10 +441,11 @@ class VllmGenerates(FakeReranker):
             return reply(404, {"error": error})
         tokens = sum(map(len, read)) + self.usage_off_by
         usage = {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0}
+        told = {"usage": usage} if self.says_usage else {}
         scored = enumerate(self.scores_of(read))
         data = [{"index": place, "object": "score", "score": score} for place, score in scored]
         found = {"id": "score-1", "object": "list", "created": 1, "model": named, "data": data}
-        return reply(200, {**found, "usage": usage})
+        return reply(200, {**found, **told})
 
 
 class VllmClassifies(VllmGenerates):
@@ -454,7 +455,6 @@ class VllmClassifies(VllmGenerates):
     separator: tuple[int, ...] = ()  # tokens that a cross-encoder has between the texts
     trims = False
     reads_second_first = False
-    says_usage = True
     head: Callable[[float], float] = staticmethod(lambda score: score)
     shapes: Callable[[dict[str, Any]], Any] = staticmethod(lambda found: found)
 
@@ -484,8 +484,6 @@ class VllmClassifies(VllmGenerates):
         if b" 200 " not in head:
             return answer
         found = json.loads(content)
-        if not self.says_usage:
-            del found["usage"]
         for item in found["data"]:
             item["score"] = self.head(item["score"])
         return reply(200, self.shapes(found))

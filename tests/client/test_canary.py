@@ -145,6 +145,8 @@ def test_a_limit_of_the_rate_leaves_fewer_texts_to_compare(answered: int) -> Non
         server.limit_after = answered
         found = verify(server.url, None, ServerSpec(model=MODEL))
     assert len(found.canary) == min(answered, 6)
+    # With seven, all were answered: each alone, and all of them together.
+    assert bool(found.notes) == (answered < 7)
 
 
 def test_a_server_that_becomes_busy_during_the_canary_is_unavailable() -> None:

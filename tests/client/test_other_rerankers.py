@@ -13,7 +13,12 @@ import pytest
 
 from emberd import Reranker
 from emberd.catalog import SAME_LOGIT, logit
-from emberd.errors import BadReplyError, ServerMismatchError, TextTooLongError
+from emberd.errors import (
+    BadReplyError,
+    ServerMismatchError,
+    ServerUnavailableError,
+    TextTooLongError,
+)
 from emberd.prompts import RERANK_SUFFIX, rerank_frame
 from fake_reranker import APPENDS, MODEL, FakeReranker, score_of, tokenize
 from http_server import Answer, Request, reply
@@ -233,13 +238,47 @@ def test_a_document_that_was_cut_is_no_text_of_numbers_for_a_classifier() -> Non
         assert raised.value.index == 0
 
 
-def test_a_classifier_that_stops_counting_tokens_is_an_error() -> None:
-    with VllmClassifies() as server:
+@pytest.mark.parametrize("kind", [FakeReranker, VllmGenerates, VllmClassifies])
+def test_a_server_that_does_not_say_how_many_tokens_it_read_is_refused(
+    kind: type[FakeReranker],
+) -> None:
+    """It may cut prompts, also after the verification."""
+    with kind() as server:
+        server.says_usage = False
+        with pytest.raises(ServerMismatchError):
+            reranker_for(server).ensure()
+        server.says_usage = True
         reranker = reranker_for(server)
         reranker.ensure()
         server.says_usage = False
         with pytest.raises(BadReplyError):
             reranker.scores("q", ["d"])
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_a_limit_of_the_rate_before_prompts_were_compared_in_one_request_is_an_error(
+    batch_size: int | None,
+) -> None:
+    """Prompts may get the scores of others."""
+    with FakeReranker() as server:
+        server.fault, server.limited_above = "reordered", 1
+        with pytest.raises(ServerUnavailableError):
+            reranker_for(server, batch_size=batch_size).ensure()
+        reranker_for(server, batch_size=1).ensure()  # has no such requests
+
+
+def test_a_limit_of_the_rate_before_a_router_was_recognised_is_an_error() -> None:
+    class Routes(FakeReranker):
+        def _models(self, request: Request, connection: socket.socket) -> bytes:
+            entry = {"id": self.model, "object": "model", "owned_by": "local"}
+            return reply(200, {"object": "list", "data": [entry, entry]})
+
+        def _score(self, request: Request, connection: socket.socket) -> bytes:
+            self.limited_above = 0 if len(self.scored) == 2 else None
+            return super()._score(request, connection)
+
+    with Routes() as server, pytest.raises(ServerUnavailableError):
+        reranker_for(server).ensure()
 
 
 @pytest.mark.parametrize("distance", [0.3, 3.0])

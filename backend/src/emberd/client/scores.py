@@ -26,8 +26,8 @@ FIRST: Final = "/generative_scoring"
 """Takes the tokens of both answers, and returns the probability of the first: vLLM."""
 
 HEAD: Final = "/score"
-"""Takes pairs of texts, which are joined, and returns what a classifier makes of them: vLLM that
-serves the model as one. Token ids are not taken."""
+"""Takes pairs of texts, which are joined, and returns the score that a classifier gives them:
+vLLM that serves the model as one. Token ids are not taken."""
 
 ROUTES: Final = (BOTH, FIRST, HEAD)
 
@@ -112,8 +112,8 @@ def read_scores(
         tokens: How many tokens they have; None if not known.
 
     Raises:
-        BadReplyError: A score is missing, not finite or no probability, or the server read another
-            number of tokens than the prompts have; or a classifier does not say how many it read.
+        BadReplyError: A score is missing, not finite or not a probability; or the server read
+            another number of tokens than the prompts have, or does not say how many.
     """
     decoder: msgspec.json.Decoder[Any] = _PAIRS if endpoint.scores_route == BOTH else _ITEMS
     try:
@@ -129,11 +129,11 @@ def read_scores(
         # A comparison with NaN is false.
         if not 0 <= score <= 1 + _TOLERANCE:
             raise BadReplyError(
-                f"Score {place} of the reply is {score}, which is no probability. {_ADVICE}"
+                f"Score {place} of the reply is {score}, which is not a probability. {_ADVICE}"
             )
         packed.append(struct.pack("<f", min(score, 1.0)))
     told = wire.check_tokens(reply.usage, count, tokens)
-    if told is None and endpoint.scores_route == HEAD:
+    if told is None:
         raise BadReplyError(
             f"The reply does not say how many tokens the server read, so it is not known whether "
             f"it scores exactly the prompts. {_ADVICE}"

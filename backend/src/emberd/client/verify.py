@@ -192,7 +192,7 @@ def steps(
     if server == TEI:
         verify_tei.check_tokens(url, text, counted, bodies[-1])
     counts_exactly = _check_tokens(url, model, counted, bodies[-1])
-    vectors = yield from _canary(url, model, name, bodies, ask, batch_size=batch_size)
+    vectors, note = yield from _canary(url, model, name, bodies, ask, batch_size=batch_size)
     trims = cuts = False
     if server not in _AS_GIVEN:
         trims = not model.trims and (yield from _trims(url, model, name, batch_size))
@@ -210,6 +210,7 @@ def steps(
         cuts=cuts,
         most_texts=most_texts,
         on_cpu=on_cpu,
+        notes=(note,) if note else (),
     )
 
 
@@ -295,8 +296,10 @@ def _canary(
     ask: _Ask,
     *,
     batch_size: int | None,
-) -> Generator[Request, Answer | None, tuple[canary.Vector, ...]]:
+) -> Generator[Request, Answer | None, tuple[tuple[canary.Vector, ...], str]]:
     """Check the vectors of the canary's texts, and return those of texts that were sent alone.
+
+    The second value says what was not checked; it is empty if everything was.
 
     Args:
         url: Root of the server.
@@ -321,7 +324,15 @@ def _canary(
             break
         together += _vectors(url, model, name, [body], len(part))
     canary.check(url, model, together, alone)
-    return tuple(alone)
+    if (len(alone), len(together)) == (len(texts), 0 if batch_size == 1 else len(texts)):
+        return tuple(alone), ""
+    note = (
+        f"{url} limited the rate (429) while it was verified: of {len(texts)} texts, {len(alone)} "
+        f"were embedded alone and {len(together)} in requests of several. So vectors in the wrong "
+        f"order, or of another model, may not have been noticed. Make a new object later to verify "
+        f"it again."
+    )
+    return tuple(alone), note
 
 
 def _parts(texts: list[Input], batch_size: int | None) -> list[list[Input]]:

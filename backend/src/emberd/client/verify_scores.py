@@ -23,7 +23,7 @@ from emberd.client import lengths, scores, wire
 from emberd.client.inputs import Input
 from emberd.client.wire import Reply, Request, TransportError
 from emberd.endpoint import Endpoint
-from emberd.errors import BadReplyError, ServerMismatchError
+from emberd.errors import BadReplyError, ServerMismatchError, ServerUnavailableError
 from emberd.prompts import RERANK_ANSWERS, RERANK_START, RERANK_SUFFIX, rerank_frame
 
 # Kinds of servers that cannot be sent the prompt, by their name in the list of models.
@@ -74,6 +74,7 @@ def steps(
 
     Raises:
         ServerMismatchError: It does not score prompts correctly; the text says what was seen.
+        ServerUnavailableError: It limits the rate, so that not everything could be verified.
     """
     url, sent = endpoint.url, prompts()
     if (reason := _OWN_PROMPT.get(endpoint.server)) is not None:
@@ -124,12 +125,11 @@ def steps(
     if found.scores_route == scores.BOTH:
         found = replace(found, needs_ids=whole != bare[0])
     inputs: list[Input] = [*bare] if found.needs_ids else [*sent]
-    counts_exactly = True
     yield from _check_one_model(found, inputs[0], probes, ask)
     alone = []
     for given, ids in zip(inputs, bare, strict=True):
         reply = (yield from ask(scores.score_request(found, [given]))) or b""
-        counts_exactly &= _check_count(found, reply, len(ids))
+        _check_count(found, reply, len(ids))
         alone += _read(found, reply, 1)
     together: list[float] = []
     size = batch_size or len(inputs)
@@ -137,7 +137,7 @@ def steps(
         part = inputs[place : place + size]
         body = yield from ask(scores.score_request(found, part), limited=True)
         if body is None:
-            break  # those that were answered are compared
+            raise _limited(url, "several prompts in a request")
         together += _read(found, body, len(part))
     _compare(url, alone, together)
     if found.scores_route == scores.HEAD:
@@ -146,7 +146,7 @@ def steps(
     return replace(
         found,
         canary=(tuple(alone),),
-        counts_exactly=counts_exactly,
+        counts_exactly=True,
         notes=_notes(found, model, alone),
     )
 
@@ -216,18 +216,23 @@ def _read(endpoint: Endpoint, body: bytes, count: int) -> list[float]:
     return [struct.unpack("<f", raw)[0] for raw in reply.vectors]
 
 
-def _check_count(endpoint: Endpoint, body: bytes, tokens: int) -> bool:
-    """Return whether the server says how many tokens it read; raise if they are not those sent."""
+def _limited(url: str, what: str) -> ServerUnavailableError:
+    return ServerUnavailableError(
+        f"{url} limits the rate (429), so it could not be verified with {what}. Try again later."
+    )
+
+
+def _check_count(endpoint: Endpoint, body: bytes, tokens: int) -> None:
+    """Raise unless the server says that it read as many tokens as were sent."""
     url, read = endpoint.url, wire.prompt_tokens(body)
-    is_pair = endpoint.scores_route == scores.HEAD
-    if read == tokens or (read is None and not is_pair):
-        return read is not None
+    if read == tokens:
+        return
     if read is None:
         raise ServerMismatchError(
-            f"{url}{scores.HEAD} does not say how many tokens it read, so it is not known whether "
-            f"it scores exactly the prompt. {_ADVICE}"
+            f"{url}{endpoint.scores_route} does not say how many tokens it read, so it is not "
+            f"known whether it scores exactly the prompt. {_ADVICE}"
         )
-    if is_pair and read > tokens:
+    if endpoint.scores_route == scores.HEAD and read > tokens:
         raise ServerMismatchError(
             f"{url}{scores.HEAD} read {read} tokens of a prompt of {tokens}: it puts texts into a "
             f"template of its own, or tokens around them. Start vLLM without --chat-template, or "
@@ -255,7 +260,7 @@ def _check_one_model(
     request, found = scores.score_request(endpoint, [prompt]), list[float]()
     for _ in range(probes if probes > 1 else 0):
         if (body := (yield from ask(request, limited=True))) is None:
-            break
+            raise _limited(endpoint.url, "several requests")
         found += _read(endpoint, body, 1)
     low, high = min(found, default=0), max(found, default=0)
     # The scores of good models are near 0 and 1, and hardly differ there.
@@ -273,7 +278,8 @@ def _compare(url: str, alone: Sequence[float], together: Sequence[float]) -> Non
             f"{url} returns the score {alone[0]:.6f} for each of {len(alone)} pairs of a query and "
             f"a document: it does not read the prompts. Use another server."
         )
-    for place, (one, other) in enumerate(zip(alone, together, strict=False)):
+    # With a batch size of one, none were sent together.
+    for place, (one, other) in enumerate(zip(alone, together, strict=bool(together))):
         if not abs(one - other) <= SAME_SCORE:
             raise ServerMismatchError(
                 f"{url} computes requests with several prompts wrongly: prompt {place} of "
