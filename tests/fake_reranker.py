@@ -20,15 +20,21 @@ _SPECIAL: Final = {"<|im_start|>": 901, "<|im_end|>": 902, "<think>": 903, "</th
 _SPLIT: Final = re.compile(f"({'|'.join(map(re.escape, _SPECIAL))})")
 
 
-def tokenize(text: str) -> list[int]:
-    """One token a byte, one for each special token, and one for yes and for no."""
+def tokenize(text: str, *, by_character: bool = False) -> list[int]:
+    """One token a byte or character, one for each special token, and one for yes and for no."""
     if text in ("yes", "no"):
         return [YES if text == "yes" else NO]
     parts = [part for part in _SPLIT.split(text) if part]
     return [
         token
         for part in parts
-        for token in ([_SPECIAL[part]] if part in _SPECIAL else part.encode())
+        for token in (
+            [_SPECIAL[part]]
+            if part in _SPECIAL
+            else [2_000 + ord(character) for character in part]
+            if by_character
+            else part.encode()
+        )
     ]
 
 
@@ -64,6 +70,7 @@ class FakeReranker(FakeServer):
     is_generation: bool = True
     end_of_text: int | None = None  # what its tokenizer appends
     always_appends: bool = False  # although it is asked not to
+    by_character: bool = False  # its tokens are characters, not bytes
     says_usage: bool = True
     limited_above: int | None = None  # prompts in a request, above which it limits the rate
 
@@ -82,7 +89,7 @@ class FakeReranker(FakeServer):
     def _tokenize(self, request: Request, connection: socket.socket) -> bytes:
         if not self.has_tokenizer:
             return reply(404, {"detail": "Not Found"})
-        ids = tokenize(request.body["prompt"])
+        ids = self._tokens_of(request.body["prompt"])
         if self.always_appends or request.body.get("add_special_tokens", True):
             ids = self._ids(request.body["prompt"])
         return reply(200, {"tokens": ids, "count": len(ids), "max_model_len": self.context_tokens})
@@ -90,7 +97,10 @@ class FakeReranker(FakeServer):
     def _ids(self, given: str | list[int]) -> list[int]:
         if isinstance(given, list):
             return given
-        return [*tokenize(given), *([] if self.end_of_text is None else [self.end_of_text])]
+        return [*self._tokens_of(given), *([] if self.end_of_text is None else [self.end_of_text])]
+
+    def _tokens_of(self, text: str) -> list[int]:
+        return tokenize(text, by_character=self.by_character)
 
     def _score(self, request: Request, connection: socket.socket) -> bytes:
         body = request.body
@@ -115,7 +125,7 @@ class FakeReranker(FakeServer):
 
     def scores_of(self, read: list[list[int]]) -> list[float]:
         """What its weights give for the token ids of prompts."""
-        by_ids = {tuple(tokenize(text)): score for text, score in _CANARY.items()}
+        by_ids = {tuple(self._tokens_of(text)): score for text, score in _CANARY.items()}
         return [by_ids.get(tuple(ids), score_of([*ids, self.weights])) for ids in read]
 
 

@@ -7,6 +7,8 @@ import copy
 import json
 import pickle
 import shutil
+import socket
+import unicodedata
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from enum import Enum
@@ -35,6 +37,7 @@ from emberd.prompts import RERANK_SUFFIX, TASKS, rerank_frame
 from emberd.reranker import _ranked
 from fake_reranker import APPENDS, MODEL, FakeReranker, score_of, tokenize
 from fake_server import FakeServer
+from http_server import Request, reply
 from other_servers import VllmClassifies
 
 WEB = TASKS["web"]
@@ -280,10 +283,73 @@ def test_a_query_that_leaves_no_space_is_refused_and_not_cut(server: FakeReranke
     assert all(isinstance(item, str) and "qqqq" not in item for item in sent)
 
 
+@pytest.mark.parametrize("appends", [None, APPENDS])
+def test_a_query_whose_tokens_leave_space_is_used_although_its_bytes_do_not(
+    appends: int | None,
+) -> None:
+    query, document = "向量" * 855, "检索" * 2000
+    with FakeReranker(by_character=True, end_of_text=appends) as server:
+        reranker = reranker_for(server, truncate=True)
+        scores = reranker.scores(query, ["short", document, document + "x"])
+        limit, tail = 3999, tokenize(RERANK_SUFFIX, by_character=True)
+        whole = tokenize(prompt(query, document), by_character=True)
+        ids = [*whole[: limit - len(tail)], *tail]
+        assert scores[1:].tolist() == [np.float32(score_of([*ids, 0]))] * 2
+        head = rerank_frame(query).before
+        counted = [request.body["prompt"] for request in server.to("/v1/tokenize")]
+        assert counted.count(head) == 1
+        # None is left by a query of 3,700 characters.
+        with pytest.raises(TextTooLongError) as raised:
+            reranker.scores("向" * 3700, ["短", document])
+        assert raised.value.index == 1
+
+
+def test_a_query_is_refused_by_its_bytes_if_its_tokens_cannot_be_counted() -> None:
+    class Fails(FakeReranker):
+        def _tokenize(self, request: Request, connection: socket.socket) -> bytes:
+            if request.body["prompt"].endswith("<Document>: "):
+                return reply(400, {"error": "no"})
+            return super()._tokenize(request, connection)
+
+    with Fails(by_character=True) as server, pytest.raises(TextTooLongError):
+        reranker_for(server, truncate=True).scores("向量" * 855, ["检索" * 2000])
+
+
+def test_the_query_is_counted_again_if_the_server_is_lost_meanwhile() -> None:
+    class Dies(FakeReranker):
+        deaths = 0
+
+        def _tokenize(self, request: Request, connection: socket.socket) -> bytes:
+            if request.body["prompt"].endswith("<Document>: ") and not self.deaths:
+                self.deaths += 1
+                self.die()
+                raise ConnectionError
+            return super()._tokenize(request, connection)
+
+    query, document = "向量" * 855, "检索" * 2000
+    with Dies(by_character=True) as server:
+        endpoint = replace(reranker_for(server).ensure().endpoint, listener=None)
+        scores = embed(
+            KINDS[0],
+            endpoint,
+            [document, "short"],
+            template=rerank_frame(query),
+            reconnect=lambda _: replace(endpoint, url=server.revive().url),
+            model=MODEL,
+            truncate=True,
+        )
+        assert (scores.shape, server.deaths) == ((2, 1), 1)
+
+
+class _Normalises(FakeReranker):
+    def _tokens_of(self, text: str) -> list[int]:
+        return tokenize(unicodedata.normalize("NFC", text))
+
+
 @pytest.mark.parametrize("model", ["Qwen/Qwen3-Reranker-0.6B", MODEL])
 def test_a_query_that_its_normal_form_lengthens_is_not_cut(model: str) -> None:
     query = "\N{DEVANAGARI LETTER QA}" * 330  # 3 bytes each, and 6 in NFC
-    with FakeReranker(model=model, context_tokens=1500) as server:
+    with _Normalises(model=model, context_tokens=1500) as server:
         reranker = Reranker(model, base_url=server.url, truncate=True)
         reranker.ensure()
         before = len(server.scored)

@@ -210,10 +210,9 @@ class Job:
             on_error=self._errors.__setitem__ if self._sets_aside else None,
         )
         self.finished = len(self._errors)
-        head_bytes = 0
+        head = ""
         if isinstance(self._template, Frame):
             head = in_template("", Frame(self._template.before, ""), self._model)
-            head_bytes = most_bytes(head, self._model)
         self._lengths = Lengths(
             self._prepared,
             self._model,
@@ -221,7 +220,8 @@ class Job:
             self._settings.truncate,
             self._offset,
             self._noun,
-            head_bytes=head_bytes,
+            head=head,
+            head_bytes=most_bytes(head, self._model),
             given=self._texts,
         )
 
@@ -324,7 +324,7 @@ class Job:
         """Return the request for ``work``."""
         endpoint = self.endpoint
         if isinstance(work, TokenCount):
-            text = str(self._prepared.inputs[work.index])
+            text = self._lengths.text_of(work) or ""
             special = self._model.special_tokens
             return lengths.tokenize_request(
                 endpoint.server, endpoint.model, text, special, adds=not endpoint.labels
@@ -423,9 +423,11 @@ class Job:
             )
 
     def _next(self) -> Work | None:
+        if any(isinstance(work, TokenCount) and work.is_first for work in self._in_flight):
+            return None
         while self._lengths.to_count:
             count = self._lengths.to_count.popleft()
-            if isinstance(self._prepared.inputs[count.index], str):
+            if self._lengths.text_of(count) is not None:
                 return count
         if any(isinstance(work, TokenCount) or work.exclusive for work in self._in_flight):
             return None

@@ -47,6 +47,11 @@ GATEWAY: Final = "emberd-gateway"
 
 _TEXTS_A_STEP: Final = 1024
 
+_HEAD: Final = -1  # in place of a text's index: what precedes each document in a prompt
+# How many tokens more than by itself the beginning of a prompt may have in it: the document that
+# follows changes the last ones.
+_HEAD_MARGIN: Final = 16
+
 # In the reply, for each character of the text: four tokens, each with a number of eight digits.
 _TOKEN_BYTES: Final = 40
 # That of Text Embeddings Inference has an object of five fields for each token.
@@ -75,6 +80,11 @@ class TokenCount:
     """One text whose tokens are counted; ``index`` is its place in the caller's list."""
 
     index: int
+
+    @property
+    def is_first(self) -> bool:
+        """Whether nothing may be sent until it is counted, because other counts depend on it."""
+        return self.index == _HEAD
 
 
 @dataclass(slots=True)
@@ -119,7 +129,8 @@ class Lengths:
         truncate: Whether texts that are too long are cut.
         offset: How many texts of the caller precede these.
         noun: What the caller calls a text, for errors.
-        head_bytes: For a reranker: most bytes of UTF-8 of what comes before each document.
+        head: For a reranker: what comes before each document.
+        head_bytes: Its length in bytes of UTF-8 at most.
         given: The texts as the caller gave them, for errors.
         to_count: The texts that are to be counted next.
         shortened: The texts that were cut.
@@ -131,12 +142,14 @@ class Lengths:
     truncate: bool
     offset: int
     noun: str = NOUN[EMBED]
+    head: str = ""
     head_bytes: int = 0
     given: Sequence[object] = ()
     to_count: deque[TokenCount] = field(default_factory=deque)
     shortened: set[int] = field(default_factory=set)
     _asked: set[tuple[int, int]] = field(default_factory=set)  # texts, and limits counted for
     _can_count: bool = True
+    _head_tokens: int | None = None  # those of ``head``, for one server; None if not counted
     _as_ids: set[int] = field(default_factory=set)  # texts that are sent as token ids
     _alike: dict[int, list[int]] = field(default_factory=dict)  # one text -> others equal to it
 
@@ -177,8 +190,35 @@ class Lengths:
                     yield
         others = {index for equal in self._alike.values() for index in equal}
         wanted = {count.index for count in self.to_count} | self._as_ids
-        self.to_count = deque(map(TokenCount, sorted(wanted - others)))
+        self.to_count = deque(map(TokenCount, sorted(wanted - others - {_HEAD})))
+        self._head_tokens = None
+        self._count_head(endpoint)
         return problems
+
+    def _count_head(self, endpoint: Endpoint) -> None:
+        """Have what precedes each document counted if it is too long by the bound of its bytes.
+
+        The bound is far off for Chinese, whose characters have three bytes and seldom three tokens.
+        """
+        limit = self._limit(endpoint)
+        cuts = self.truncate and endpoint.tail and endpoint.scores_route != scores.HEAD
+        if not (cuts and self.to_count) or limit is None or self._head_tokens is not None:
+            return
+        if self._most_head_tokens() > limit - len(endpoint.tail):
+            self.to_count.appendleft(TokenCount(_HEAD))
+
+    def _most_head_tokens(self) -> int:
+        """Return how many tokens of a prompt belong to what precedes its document, at most."""
+        if self._head_tokens is not None:
+            return self._head_tokens + _HEAD_MARGIN
+        return self.head_bytes + ADDED_TOKENS  # it has no more tokens than bytes
+
+    def text_of(self, count: TokenCount) -> str | None:
+        """Return the text that is to be counted; None if it need not be any more."""
+        if count.index == _HEAD:
+            return self.head
+        given = self.prepared.inputs[count.index]
+        return given if isinstance(given, str) else None
 
     def _check_text(self, index: int, text: str, endpoint: Endpoint) -> Iterator[TextError]:
         """Yield the error of a text that ``endpoint`` would change; note one to send as ids."""
@@ -242,6 +282,9 @@ class Lengths:
         Raises:
             RequestError: They could not be counted, or a prompt lacks its end.
         """
+        if _HEAD in indices:  # a failure leaves the bound
+            self._head_tokens = len(result) if isinstance(result, list) else None
+            return
         missing = isinstance(result, RejectedError) and result.status in wire.NO_ROUTE
         # A gateway may let a key embed and close the tokenizer to it; a wrong key fails the
         # embedding as well, and is reported then.
@@ -338,6 +381,7 @@ class Lengths:
             if isinstance(given, str) and (index, limit) not in self._asked:
                 self._asked.add((index, limit))
                 self.to_count.append(TokenCount(index))
+                self._count_head(endpoint)
                 again = True
             elif isinstance(given, list) and len(given) > limit:
                 if not self.truncate:
@@ -432,12 +476,11 @@ class Lengths:
             )
         if endpoint.tail:
             kept = limit - len(endpoint.tail)
-            # It has no more tokens than bytes.
-            if kept < self.head_bytes + ADDED_TOKENS:
+            if kept < (most := self._most_head_tokens()):
                 raise TextTooLongError(
                     f"The prompt of document {place} has {len(ids)} tokens, {limit} are allowed, "
-                    f"and the document cannot be cut: instruction and query have "
-                    f"{self.head_bytes} bytes, which may leave no space for it. Shorten the query.",
+                    f"and the document cannot be cut: instruction and query have up to {most} "
+                    f"tokens, which leave no space for it. Shorten the query.",
                     index=place,
                     tokens=len(ids),
                     limit=limit,
