@@ -11,6 +11,7 @@ import pytest
 
 import managed
 from command import run_program
+from fake_reranker import MODEL, FakeReranker
 
 _LANGCHAIN = "from langchain_emberd import EmberdEmbeddings as Class; named = {'model': NAME}"
 _LLAMA_INDEX = (
@@ -102,3 +103,50 @@ def test_fork_after_first_use_gets_its_own_results(imports: str) -> None:
     # The parent of this process has imported the framework already.
     done = run_program("-c", _program(imports, code), environment=managed.environment())
     assert (done.out, done.code) == ("[0, 0] True\n", 0), done.err
+
+
+_DOCUMENTS = """
+    def order(query):
+        from langchain_core.documents import Document
+        found = made.compress_documents([Document(text) for text in texts], query)
+        return [(each.page_content, each.metadata["relevance_score"]) for each in found]
+"""
+_NODES = """
+    def order(query):
+        from llama_index.core.schema import NodeWithScore, TextNode
+        nodes = [NodeWithScore(node=TextNode(text=text)) for text in texts]
+        return [(each.text, each.score) for each in made.postprocess_nodes(nodes, query_str=query)]
+"""
+
+
+@pytest.mark.parametrize(
+    ("imports", "order"),
+    [*zip(_RERANKERS, (_DOCUMENTS, _NODES), strict=True)],
+    ids=["EmberdReranker", "EmberdRerank"],
+)
+def test_fork_after_first_reranking_gets_its_own_results(imports: str, order: str) -> None:
+    code = """
+        import multiprocessing
+        numbers = range(40)
+        expected = [order(f"query {number}") for number in numbers]
+        def work(part, answers):
+            answers.put([(number, order(f"query {number}")) for number in part])
+        context = multiprocessing.get_context("fork")
+        answers = context.SimpleQueue()
+        workers = [context.Process(target=work, args=(part, answers)) for part in
+                   (numbers[:20], numbers[20:])]
+        for worker in workers:
+            worker.start()
+        own = [order(f"query {number}") for number in numbers]
+        got = dict(sum((answers.get() for _ in workers), []))
+        for worker in workers:
+            worker.join()
+        print([worker.exitcode for worker in workers], own == expected,
+              [got[number] for number in numbers] == expected, len(set(map(str, expected))))
+    """
+    with FakeReranker() as server:
+        made = "made = Class(model=NAME, base_url=URL)\ntexts = [f'text {n}' for n in range(9)]"
+        named = f"NAME, URL = {MODEL!r}, {server.url!r}"
+        program = "\n".join((imports, named, made, textwrap.dedent(order), textwrap.dedent(code)))
+        done = run_program("-c", program, environment=managed.environment())
+    assert (done.out, done.code) == ("[0, 0] True True 40\n", 0), done.err
