@@ -169,7 +169,11 @@ _SETTINGS: Final = (
     _for_settings("idle_timeout", _DURATION_OR_NEVER, "Time without use after which it stops"),
     _for_settings("truncate", _SWITCH, "Cut texts that are too long, instead of refusing them"),
     _for_settings("server_dimensions", _SWITCH, "Let the server cut vectors"),
-    _for_settings("show_progress", _SWITCH, "Show a progress bar while documents are embedded"),
+    _for_settings(
+        "show_progress",
+        _SWITCH,
+        "Show a progress bar while documents are embedded; not for a reranker",
+    ),
     _for_settings("cache", _TEXT, "URL of a cache of vectors"),
 )
 # An embedder and a reranker in one process have different models, and so different servers: what
