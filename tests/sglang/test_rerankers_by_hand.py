@@ -1,4 +1,4 @@
-"""SGLang with a reranker that somebody started by hand, with a chat template and without."""
+"""SGLang with a reranker that was started by hand, with a chat template and without."""
 
 from __future__ import annotations
 
@@ -49,6 +49,6 @@ def test_its_scores_are_those_of_the_prompt(
     with by_hand.server(sglang_python, folder, tmp_path, *arguments, embeds=False) as server:
         reranker = Reranker("Qwen/Qwen3-Reranker-0.6B", base_url=server.url)
         scores = reranker.scores(_QUERY, documents)
-        assert server.is_alive  # it is not emberd's to stop
+        assert server.is_alive  # emberd must not stop it
     assert np.abs(scores - reference.vectors).max() < _APART
     assert np.ptp(reference.vectors) > 2 * _APART

@@ -31,7 +31,7 @@ def test_a_server_that_generates_text_is_refused(
 
 def test_a_cross_encoder_is_refused(sglang_python: str, tmp_path: Path) -> None:
     model = tmp_path / "reranker"
-    run(sglang_python, HERE / "make_reranker.py", str(model))
+    run(sglang_python, HERE / "make_cross_encoder.py", str(model))
     with by_hand.server(sglang_python, model, tmp_path, *_SMALL) as running:
         with pytest.raises(ServerMismatchError, match=r"classify .*BertForSequenceClassification"):
             Embedder(model, base_url=running.url).ensure()

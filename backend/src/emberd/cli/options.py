@@ -372,7 +372,7 @@ def to_cli_names(text: str, task: str = EMBED) -> str:
 
     Args:
         text: The message.
-        task: What the model is used for: a reranker has variables of its own.
+        task: What the model is used for: a reranker has separate variables.
     """
     for python, command in _PHRASES.items():
         text = text.replace(python, command)

@@ -17,7 +17,7 @@ _INTERRUPTS: Final = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt)
 
 
 class Observation:
-    """What is observed of one call, from its begin on.
+    """What is observed of one call, from its start.
 
     Args:
         settings: The caller's.

@@ -48,7 +48,7 @@ def read(
         tokens: How many tokens they have; None if not known.
 
     Raises:
-        BadReplyError: It is no right reply.
+        BadReplyError: The reply is invalid.
     """
     if endpoint.labels:
         return scores.read_scores(endpoint, body, count, tokens)

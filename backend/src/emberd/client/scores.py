@@ -69,7 +69,7 @@ def score_request(endpoint: Endpoint, inputs: list[Input], tokens: int | None = 
     """
     most_bytes = _REPLY_BYTES + len(inputs) * _SCORE_BYTES
     if endpoint.scores_route == HEAD:
-        # The common beginning is a token of its own, so the rest has the same tokens without it.
+        # The common beginning is a separate token, so the rest has the same tokens without it.
         prompts = [prompt for prompt in inputs if isinstance(prompt, str)]
         if len(prompts) < len(inputs):
             raise RuntimeError(f"{HEAD} takes no token ids")  # str() would make text of them

@@ -32,7 +32,7 @@ _OWN_PROMPT: Final = {
         "infinity removes white space at the ends of texts, so the prompt would lose the end after "
         "which the model answers, and it cuts prompts that are too long"
     ),
-    "llamacpp": "llama.cpp puts a query and a document into a prompt of its own",
+    "llamacpp": "llama.cpp puts a query and a document into its own prompt",
     lengths.GATEWAY: (
         "emberd's gateway puts a query and a document into the prompt itself (POST /v1/rerank, "
         "which needs no Reranker)"
@@ -114,7 +114,7 @@ def steps(
         bare += [(yield from tokens_of(prompt, adds=False))]
     if any(ids[-len(tail) :] != tail for ids in bare):
         raise ServerMismatchError(
-            f"{url} does not read the end of the prompt of Qwen3-Reranker as tokens of its own: "
+            f"{url} does not read the end of the prompt of Qwen3-Reranker as separate tokens: "
             f"its tokenizer does not know <|im_end|>. Use Qwen3-Reranker, or a model made from it."
         )
     whole = yield from tokens_of(sent[0], adds=True)
@@ -234,8 +234,8 @@ def _check_count(endpoint: Endpoint, body: bytes, tokens: int) -> None:
         )
     if endpoint.scores_route == scores.HEAD and read > tokens:
         raise ServerMismatchError(
-            f"{url}{scores.HEAD} read {read} tokens of a prompt of {tokens}: it puts texts into a "
-            f"template of its own, or tokens around them. Start vLLM without --chat-template, or "
+            f"{url}{scores.HEAD} read {read} tokens of a prompt of {tokens}: it puts texts into "
+            f"its own template, or tokens around them. Start vLLM without --chat-template, or "
             f"without --hf-overrides and --runner pooling."
         )
     raise ServerMismatchError(

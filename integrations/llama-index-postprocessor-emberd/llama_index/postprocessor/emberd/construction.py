@@ -32,7 +32,7 @@ def reranker_of(owner: type[BaseModel], base: type[BaseModel], data: dict[str, A
 
     Args:
         owner: The class of the object.
-        base: ``EmberdRerank``; a class derived from it may declare defaults of its own.
+        base: ``EmberdRerank``; a class derived from it may declare its own defaults.
         data: The arguments; those that are not fields are removed.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Makes a tiny cross-encoder; run by the interpreter of an engine: ``make_reranker.py FOLDER``."""
+"""Makes a tiny cross-encoder; run by an engine's interpreter: ``make_cross_encoder.py FOLDER``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
     )
     BertForSequenceClassification(shape).save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
-    # SGLang 0.5.23 reads it; Transformers 5 writes it no more.
+    # SGLang 0.5.23 reads it; Transformers 5 no longer writes it.
     config["position_embedding_type"] = "absolute"
     (folder / "config.json").write_text(json.dumps(config))
 
