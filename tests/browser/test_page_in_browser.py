@@ -296,7 +296,7 @@ def test_another_site_can_neither_show_the_page_nor_ask_the_gateway(
             page.goto(f"http://127.0.0.1:{server.server_port}/", wait_until="load")
             assert [frame.locator("#key-form").count() for frame in page.frames] == [0, 0]
             assert 403 in replies
-            texts = gateway.metrics()
+            before = gateway.metrics()
             for body in ("", ", method: 'POST', body: '{}'"):
                 assert (
                     page.evaluate(
@@ -305,7 +305,12 @@ def test_another_site_can_neither_show_the_page_nor_ask_the_gateway(
                     )
                     == "refused"
                 )
-            assert gateway.metrics().get("texts") == texts.get("texts")
+            after = gateway.metrics()
+            answered = {name for name in after if name.startswith("emberd_gateway_requests_total{")}
+            assert answered
+            assert [name for name in answered if after[name] != before[name]] == []
+            refused = 'emberd_gateway_refused_total{reason="page"}'
+            assert after[refused] == before[refused] + 2
         finally:
             server.shutdown()
             thread.join()

@@ -79,11 +79,32 @@ def test_a_server_that_starts_appears_with_its_phase_and_one_that_stops_goes(
         assert any(view == [] for view in views)
 
 
-def test_without_a_server_it_says_so_and_waits(emberd: Command) -> None:
-    with _watching(emberd) as process:
-        assert process.stdout is not None
-        lines = [process.stdout.readline().decode() for _ in range(3)]
-    assert lines[1].rstrip() == live_status.NONE
+def test_without_a_server_it_says_the_same_as_status_and_waits(emberd: Command) -> None:
+    given = Command(emberd.home, {"EMBERD_BASE_URL": "http://127.0.0.1:9/v1"})
+    for command, advice in ((emberd, "emberd up"), (given, "emberd doctor")):
+        with _watching(command) as process:
+            assert process.stdout is not None
+            lines = [process.stdout.readline().decode() for _ in range(3)]
+        assert advice in lines[1]
+        assert lines[1].strip() in command("status").err
+
+
+def test_the_gateway_is_shown_without_a_server_too(emberd: Command) -> None:
+    assert emberd("serve", "--background", "--no-tcp", "emberd/demo").code == 0
+    try:
+        with _watching(emberd) as process:
+            assert process.stdout is not None
+            lines = [process.stdout.readline().decode() for _ in range(3)]
+        with _watching(emberd, "--json") as process:
+            assert process.stdout is not None
+            view = json.loads(process.stdout.readline())
+        told = emberd("status").out.splitlines()
+    finally:
+        emberd("stop", "gateway")
+    assert lines[1].startswith("gateway: ready")
+    assert lines[2].rstrip() == told[1]
+    assert (view["servers"], view["gateway"]["state"]) == ([], "ready")
+    assert view["gateway"].keys() == emberd("status", "--json", "--all").json["gateway"].keys()
 
 
 def test_looking_is_no_use(emberd: Command) -> None:
@@ -137,7 +158,7 @@ def test_rates_after_a_missed_reading_include_it(
     monkeypatch.setattr(server_load, "read", lambda *_, **__: next(readings))
     monkeypatch.setenv("EMBERD_HOME", str(running.home))
     views = live_status._views(0.0, show_all=False)
-    loads = [next(views)[0].load for _ in range(3)]
+    loads = [next(views)[0][0].load for _ in range(3)]
     assert loads[1] is None
     assert loads[2] is not None
     assert (loads[2].seconds, loads[2].texts_per_s) == (2.0, 10.0)
@@ -258,3 +279,19 @@ def test_following_a_view_is_ended_by_a_reader_that_leaves(running: Command) -> 
         waiting.until(lambda: process.poll() is not None)
         assert process.stderr is not None
         assert (process.returncode, process.stderr.read()) == (1, b"")
+
+
+def test_a_detail_is_wrapped_between_words_and_a_path_stays_whole() -> None:
+    path = "/a/very/long/path/of/a/log/file/that/is/longer/than/a/line/server.log"
+    detail = f"started in 101.2 s: planning 0.3, loading the weights 60.4, see {path} for more"
+    own = ServerStatus("k", ServerSpec("Qwen/Qwen3-Embedding-4B"), State.READY, 5, detail=detail)
+    row = live_status._row(live_status._Shown(own, None, None, None))
+    arranged = shown_servers.arranged([row], 60)
+    assert isinstance(arranged, list)
+    lines = [line.plain for line in arranged]
+    begin = next(number for number, line in enumerate(lines) if line.startswith("  detail"))
+    parts = [line[19:] for line in lines[begin:]]
+    assert " ".join(parts) == detail
+    assert all(line[:19].strip() in ("detail", "") for line in lines[begin:])
+    assert [line for line in lines if len(line) > 60 and path not in line] == []
+    assert any(path in part.split() for part in parts)

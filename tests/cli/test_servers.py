@@ -91,7 +91,7 @@ def test_status_says_how_long_a_start_is_in_its_phase(emberd: Command) -> None:
         starting.communicate()
 
 
-def test_a_terminal_sees_a_line_that_changes_and_goes(emberd: Command) -> None:
+def test_a_terminal_shows_a_progress_line_and_removes_it(emberd: Command) -> None:
     done = Command(emberd.home, {"TERM": "xterm-256color"}).on_terminal("up", *stub(start=1.2))
     assert done.code == 0
     # Drawn again and again on one line, which is erased at the end.
@@ -144,7 +144,7 @@ def test_a_url_wider_than_the_terminal_is_whole_too(
     assert f" {far.url}\n" in capsys.readouterr().out
 
 
-def test_servers_that_are_gone_stop_at_no_time(emberd: Command) -> None:
+def test_servers_that_have_stopped_show_no_idle_timeout(emberd: Command) -> None:
     emberd("up", *stub())
     emberd("stop")
     shown = emberd("status", "--all").out
@@ -152,13 +152,13 @@ def test_servers_that_are_gone_stop_at_no_time(emberd: Command) -> None:
     assert "30 min" not in shown
 
 
-def test_idle_timeout_never_is_told(emberd: Command) -> None:
+def test_status_shows_that_a_server_never_stops(emberd: Command) -> None:
     said = emberd("up", *stub(), "--idle-timeout", "never")
     assert "It runs until `emberd stop`." in said.out
     assert "never" in emberd("status").out
 
 
-def test_stop_ends_the_servers_of_one_model_alone(emberd: Command) -> None:
+def test_stop_with_a_model_ends_only_its_servers(emberd: Command) -> None:
     for name in ("one", "two"):
         assert emberd("up", *stub(name)).code == 0
     stopped = emberd("stop", "--model", "stub/one", "--json").json["stopped"]
@@ -168,7 +168,7 @@ def test_stop_ends_the_servers_of_one_model_alone(emberd: Command) -> None:
     assert emberd("stop", "-m", "stub/one").out == "No server of stub/one is running.\n"
 
 
-def test_a_server_of_somebody_elses_is_adopted_and_forgotten_and_goes_on(
+def test_an_external_server_is_adopted_and_still_runs_after_stop(
     emberd: Command, stranger: str
 ) -> None:
     theirs = replace(emberd, more={"EMBERD_DISCOVER": stranger})
@@ -205,9 +205,7 @@ def test_a_given_server_is_named_in_what_up_says_to_use(emberd: Command, strange
     assert emberd("status").code == 3
 
 
-def test_a_failed_start_is_told_kept_and_tried_again_by_up_alone(
-    emberd: Command, tmp_path: Path
-) -> None:
+def test_a_failed_start_is_shown_and_only_up_repeats_it(emberd: Command, tmp_path: Path) -> None:
     starts = tmp_path / "starts"
     failing = stub(faults="dies-at-start", count=starts)
     first = emberd("up", *failing)
@@ -240,7 +238,7 @@ def test_start_timeout_ends_the_wait_and_not_the_start(emberd: Command) -> None:
     assert emberd("up", *slow).code == 0
 
 
-def test_an_interrupt_before_the_first_word_tells_of_the_start_too(
+def test_an_interrupt_before_the_first_output_mentions_the_start_too(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object, **__: object) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
+import pytest
 from starlette.applications import Starlette
 from starlette.routing import Route
 
 from emberd import gateway
-from emberd.gateway import api_bodies, names
+from emberd.gateway import access, api, api_bodies, names
 from emberd.gateway.api import Gateway
+from emberd.gateway.api_bodies import ErrorReply
 from emberd.gateway.served_models import ServedModels
 from emberd.serving.bodies import FORMATS
 from emberd.serving.connections import Connections
+from gateway.conftest import Faked
 from source_tree import ROOT
 
 SCHEMA: Any = json.loads((ROOT / "docs/serve.openapi.json").read_text(encoding="utf-8"))
@@ -49,6 +53,38 @@ def test_limits_and_values_are_those_of_the_code() -> None:
     assert f"{api_bodies.MOST_TEXTS:,} strings" in PAGE
 
 
-def test_all_error_codes_are_in_the_table() -> None:
-    codes = {code for _, _, code in api_bodies._STATUSES if code}
-    assert [code for code in codes if f"`{code}`" not in PAGE] == []
+def _table() -> set[tuple[int, str]]:
+    """Return status and code of the rows of the table of errors."""
+    rows = re.findall(r"^\| ([\d, ]+) \| (?:`(\w+)`)? ?\|", PAGE, re.MULTILINE)
+    return {(int(each), code) for statuses, code in rows for each in statuses.split(",")}
+
+
+def _saying(status: int, code: str | None = None) -> tuple[int, str]:
+    error = ErrorReply.saying("", status, code).body["error"]
+    return status, error["code"] or ""
+
+
+def test_the_table_has_all_errors_and_no_others() -> None:
+    kinds = [(status, code) for _, status, code in api_bodies._STATUSES]
+    refusals = [each for each in vars(access).values() if isinstance(each, access._Refusal)]
+    raised = {
+        *(_saying(status, code) for status, code in kinds),
+        *(_saying(each.status, each.reason) for each in refusals),
+        *(_saying(status, api.NO_ROUTE) for status in (404, 405)),
+        # RefusedError without another status, for no served model, by exchange and by the budget.
+        *(_saying(status) for status in (400, 404, 408, 413, 503)),
+        (ErrorReply.of(RuntimeError("")).status, ""),
+    }
+    assert len(refusals) == 4
+    assert _table() == raised
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/v1/embeddings", 405)]
+)
+def test_a_route_that_does_not_exist_has_the_code_of_the_table(
+    faked: Faked, method: str, path: str, status: int
+) -> None:
+    with faked.running.client() as client:
+        reply = client.request(method, path)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (status, api.NO_ROUTE)

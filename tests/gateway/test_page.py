@@ -131,7 +131,7 @@ def test_the_page_is_not_served_to_another_address_of_the_machine(tmp_path: Path
         pytest.skip("this machine has no other address")
     with serving(tmp_path / "home", "emberd/demo", "--host", "0.0.0.0", "--no-socket") as running:
         port = running.url.rpartition(":")[2]
-        assert f"page for browsers on this machine: http://127.0.0.1:{port}/" in (
+        assert f"page for browsers on this machine: http://127.0.0.1:{port}/ (" in (
             running.log.read_text()
         )
         with running.tcp() as client:

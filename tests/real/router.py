@@ -1,4 +1,4 @@
-"""sglang-router as somebody puts it in front of several servers."""
+"""sglang-router in front of several servers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def install(folder: Path) -> str:
 def router(
     python: str, workers: Sequence[str], folder: Path, key: str | None = None
 ) -> Iterator[str]:
-    """Run a router until the end of the ``with``; its root, with all servers taken in."""
+    """Run a router until the end of the ``with``; its root, once it has registered all servers."""
     port = free_port()
     log = folder / f"router-{port}.log"
     command = [

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from emberd import probe, server_load
-from emberd.cli import output, shown_servers
+from emberd.cli import output, serve_background, shown_servers
 from emberd.errors import EmberdError
 from emberd.manager import ServerStatus, State, discovery, gpu_servers, idle, lost_records
 from emberd.server_load import Quantile, Reading, ServerLoad
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
+    from emberd.gateway.background_gateway import GatewayStatus
+
 INTERVAL_S: Final = 2.0
-NONE: Final = "No server is running. Start one with `emberd up`."
 
 _LEAST_INTERVAL_S: Final = 0.1
 _UNKNOWN: Final = "-"
@@ -75,17 +76,25 @@ def watch(*, show_all: bool, interval_s: float, as_json: bool) -> NoReturn:
     redraws = console.is_terminal and not console.is_dumb_terminal and not as_json
     live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
     with live if redraws else nullcontext():
-        for shown in _views(interval_s, show_all=show_all):
+        for shown, gateway in _views(interval_s, show_all=show_all):
             now = datetime.now().astimezone()
             if as_json:
-                content = {"time": now.isoformat(), "servers": [each.content() for each in shown]}
+                content = {
+                    "time": now.isoformat(),
+                    "servers": [each.content() for each in shown],
+                    "gateway": serve_background.as_content(gateway),
+                }
                 output.write_line(json.dumps(content))
                 continue
             title = f"{now:%Y-%m-%d %H:%M:%S}, every {interval_s:g} s"
-            view: list[RenderableType] = [Text(NONE)]
+            view: list[RenderableType] = []
             if shown:
                 arranged = shown_servers.arranged([_row(each) for each in shown], console.width)
                 view = [*arranged] if isinstance(arranged, list) else [arranged]
+            if gateway is not None:
+                view += [Text(line) for line in serve_background.lines(gateway)]
+            if not view:
+                view = [Text(shown_servers.none_running())]
             if redraws:
                 hint = Text(f"{title}; Ctrl-C ends it", style="dim", overflow="ellipsis")
                 live.update(Group(hint, *view), refresh=True)
@@ -94,8 +103,10 @@ def watch(*, show_all: bool, interval_s: float, as_json: bool) -> NoReturn:
     raise AssertionError  # the views have no end
 
 
-def _views(interval_s: float, *, show_all: bool) -> Iterator[list[_Shown]]:
-    """Yield what there is to see, with a pause after each view."""
+def _views(
+    interval_s: float, *, show_all: bool
+) -> Iterator[tuple[list[_Shown], GatewayStatus | None]]:
+    """Yield what there is to see of servers and of the gateway, with a pause after each view."""
     manager = Manager()
     last: dict[tuple[str, str], Reading | None] = {}
     while True:
@@ -117,7 +128,7 @@ def _views(interval_s: float, *, show_all: bool) -> Iterator[list[_Shown]]:
             left_s = idle.left_s(own.idle_timeout, own.unused_s)
             shown.append(_Shown(own, load, left_s, max(used.values(), default=None)))
         last = readings
-        yield shown
+        yield shown, serve_background.shown(show_all=show_all)
         time.sleep(interval_s)
 
 

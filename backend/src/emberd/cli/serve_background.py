@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -111,23 +111,23 @@ def as_content(known: GatewayStatus | None) -> dict[str, Any] | None:
     return {**asdict(known), "arguments": without_secrets(known.arguments)}
 
 
-def write(known: GatewayStatus) -> None:
-    """Write the status of the gateway."""
+def lines(known: GatewayStatus) -> Iterator[str]:
+    """Yield the status of the gateway in words."""
     facts = [
         f"gateway: {known.state} for {output.duration(known.seconds)}",
         *([f"restarted {known.restarts} times"] if known.restarts else []),
         *([known.detail] if known.detail else []),
     ]
-    output.write_line(", ".join(facts))
-    lines = {
+    yield ", ".join(facts)
+    details = {
         "models": ", ".join(known.models),
         "urls": "  ".join(known.urls),
         "process": f"{known.pid}, supervisor {known.supervisor_pid}" if known.pid else "",
         "started by": command_line(known.arguments),
     }
-    for name, text in lines.items():
+    for name, text in details.items():
         if text:
-            output.write_line(f"  {name:<12}{text}")
+            yield f"  {name:<12}{text}"
 
 
 def _end_of(log: Path) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from emberd import env
 from emberd.catalog import EMBED
 from emberd.cli import output
 from emberd.errors import EmberdError, ServerMismatchError
@@ -27,10 +29,22 @@ _COLOURS: Final = {
     State.UNKNOWN: "red",
 }
 _LEAST_DETAIL_COLUMNS: Final = 24
+_NAME_COLUMNS: Final = 17
 _GAPS_COLUMNS: Final = (2, 1)  # between two columns: the wider one if it fits
 
 IsUp = Callable[[str, Listener | None], bool]
 """Whether a server responds, by its URL and its listening socket."""
+
+
+def none_running() -> str:
+    """Return what to say if no server is running, and no gateway."""
+    variable = env.setting_variable("base_url")
+    if env.text(variable) is None:
+        return "No server is running. Start one with `emberd up`."
+    return (
+        f"emberd runs no server on this machine, because {variable} names one. Check that server "
+        f"with `emberd doctor`."
+    )
 
 
 def as_content(own: ServerStatus) -> dict[str, Any]:
@@ -94,7 +108,8 @@ def planned(own: ServerStatus, used_bytes: int | None = None) -> str:
 def arranged(rows: list[dict[str, Text]], columns: int) -> Table | list[Text]:
     """Return a table of ``rows``; lines, if the table is wider than ``columns``.
 
-    A table that is too wide would cut names and URLs, which users copy.
+    A table that is too wide would cut names and URLs, which users copy. Of the lines, only the
+    detail is wrapped.
 
     Args:
         rows: Cells by column, the same columns in each row; a column without content is left out.
@@ -116,8 +131,25 @@ def arranged(rows: list[dict[str, Text]], columns: int) -> Table | list[Text]:
     for row in rows:
         title, *facts = (name for name in names if row[name].plain)
         lines.append(row[title])
-        lines += [Text.assemble(f"  {name:<17}", row[name]) for name in facts]
+        for name in facts:
+            parts = [row[name]]
+            if name == "detail":
+                parts = [Text(each) for each in _wrapped(row[name].plain, columns)]
+            lines += [
+                Text.assemble(f"  {'' if number else name:<{_NAME_COLUMNS}}", part)
+                for number, part in enumerate(parts)
+            ]
     return lines
+
+
+def _wrapped(text: str, columns: int) -> list[str]:
+    """Return the lines of a detail; a word that is longer than a line, such as a path, is whole."""
+    return textwrap.wrap(
+        text,
+        max(columns - _NAME_COLUMNS - len("  "), _LEAST_DETAIL_COLUMNS),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def write(arrangement: Table | list[Text]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from emberd import durations, env, probe
+from emberd import durations, probe
 from emberd.cli import live_status, options, output, serve_background, shown_servers
 from emberd.cli.output import ExitCode
 from emberd.cli.shown_servers import RUNNING
@@ -69,21 +69,12 @@ def status(
         if shown:
             _print(shown)
         if gateway is not None:
-            serve_background.write(gateway)
+            for line in serve_background.lines(gateway):
+                output.write_line(line)
     is_reachable = gateway is not None and gateway.is_running
     if not (is_reachable or any(own.state in RUNNING for own in known)):
-        output.note(_none())
+        output.note(shown_servers.none_running())
         raise typer.Exit(ExitCode.NOTHING_RUNNING)
-
-
-def _none() -> str:
-    variable = env.setting_variable("base_url")
-    if env.text(variable) is None:
-        return live_status.NONE
-    return (
-        f"emberd runs no server on this machine, because {variable} names one. Check that server "
-        f"with `emberd doctor`."
-    )
 
 
 def is_ready(url: str, listener: Listener | None) -> bool:

@@ -92,7 +92,9 @@ class Access:
         if path == PAGE and not is_unix and not _is_from_here(scope, peer):
             problem = (
                 "The page is only for browsers on this machine, at 127.0.0.1 or localhost. From "
-                "another machine, forward the port: ssh -L PORT:127.0.0.1:PORT HOST."
+                "another machine, forward the port: ssh -L PORT:127.0.0.1:PORT HOST, or kubectl "
+                "port-forward. A published port of a container does not lead to it: run the "
+                "container in the network of the host, with --host 127.0.0.1."
             )
             return await self._refuse(_REMOTE, problem, scope, receive, send)
         if (is_unix and _is_own_user(peer)) or exchange.has_key(scope, self._keys):

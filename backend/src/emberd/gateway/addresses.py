@@ -104,13 +104,15 @@ def _in_url(host: str) -> str:
 
 
 def page(listener: socket.socket) -> str | None:
-    """Return the address of the page, for a browser on this machine; None if it has none there."""
+    """Return where a browser on this machine finds the page, in words; None if there is none."""
     name = listener.getsockname()
     if isinstance(name, str) or not is_loopback(f"//{_in_url(name[0])}"):
         return None
     # Not localhost, which may mean another address of which another user has the port.
     host = _EVERY_ADDRESS.get(name[0], name[0])
-    return f"http://{_in_url(host)}:{name[1]}/"
+    url = f"http://{_in_url(host)}:{name[1]}/"
+    # Clients of a published port have an address of the bridge.
+    return url if host == name[0] else f"{url} (not through a published port of a container)"
 
 
 def read_keys(folder: Path, given: str | None, file: Path | None) -> tuple[list[str], str]:
@@ -203,7 +205,7 @@ def _tcp(host: str, port: int) -> socket.socket:
 
 @contextmanager
 def _unix(path: Path) -> Iterator[socket.socket]:
-    # Whoever can write to the folder can put a socket of his own in place of this one.
+    # Every user who can write to the folder can put another socket in place of this one.
     ownership.check_folder(path.parent, instead="Use --socket with a folder of your own.")
     lock = path.with_name(f"{path.name}.lock")
     try:

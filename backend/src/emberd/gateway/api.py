@@ -33,6 +33,9 @@ from emberd.serving.telemetry import describe_error
 MOST_MEMORY_BYTES: Final = 512 * 1024 * 1024
 """For the bodies and replies of all requests in flight."""
 
+NO_ROUTE: Final = "no_route"
+"""The code of errors about the path or the method of a request."""
+
 # Of the body itself: its texts as Python strings, in their template, in the request to a server.
 _BODY_COPIES: Final = 4
 # Of the object of a string, which begins and ends with a quote.
@@ -348,7 +351,7 @@ async def _health(_: Request) -> Response:
 
 
 async def _no_route(_: Request, error: HTTPException) -> Response:
-    reply: Any = ErrorReply.saying(error.detail, error.status_code, "no_route")
+    reply: Any = ErrorReply.saying(error.detail, error.status_code, NO_ROUTE)
     response = exchange.json_response(reply.body, error.status_code)
     response.headers.update(error.headers or {})
     return response

@@ -379,7 +379,7 @@ def command_line(arguments: tuple[str, ...]) -> str:
 
 
 def without_secrets(arguments: Sequence[str]) -> list[str]:
-    """Return arguments as they may be shown: the URL of a cache may contain a password."""
+    """Return arguments as they may be shown: one may be a secret in the wrong place."""
     return redaction.words(arguments, redaction.redactor())
 
 

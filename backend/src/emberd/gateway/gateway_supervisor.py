@@ -277,7 +277,7 @@ class GatewaySupervisor(ProcessSupervisor):
             self._follow(self._successor)
 
     def _replace(self, request: GatewayRequest) -> None:
-        """Start a gateway on the same sockets, to which the present one gives way."""
+        """Start a gateway on the same sockets, which replaces the present one once it is ready."""
         if self._successor is not None:
             self._give_up(self._successor, "another replacement was requested")
         deadline = time.monotonic() + request.timeout_s
@@ -398,5 +398,7 @@ def _diagnosis(code: int, log: str) -> Diagnosis:
     if code < 0:
         return Diagnosis(f"The gateway was ended by {log_rules.signal_name(code)}", READ_LOG)
     if code == 0:
-        return Diagnosis("The gateway was told to end", "Use `emberd stop gateway`.")
+        return Diagnosis(
+            "The gateway was ended by a signal to its process", "Use `emberd stop gateway`."
+        )
     return Diagnosis(f"The gateway ended with code {code}: {log_rules.last_line(log)}", READ_LOG)

@@ -60,7 +60,7 @@ class ServedEmbedder:
             try:
                 vectors = await embed(texts)
             except SettingError as error:
-                # Without any wish, it is the gateway's own settings that cannot be used.
+                # If the request asks for neither, the gateway's own settings cannot be used.
                 if asked.task is None and asked.dimensions is None:
                     raise
                 raise RefusedError(str(error)) from error
