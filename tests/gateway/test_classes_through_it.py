@@ -5,14 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 
 from agents.recipes import QWEN_TEMPLATE
-from emberd import Embedder, Reranker, ServerMismatchError, TextTooLongError
+from emberd import (
+    Embedder,
+    Reranker,
+    ServerMismatchError,
+    ServerUnavailableError,
+    TextTooLongError,
+)
+from emberd.client.verify import verify
+from emberd.endpoint import Endpoint
+from emberd.manager import Server, ServerManager
+from emberd.settings import ServerSpec
+from emberd.system.listeners import Listener
 from fake_reranker import MODEL as RERANKER
 from fake_server import QWEN, FakeServer
 from gateway.conftest import Faked
@@ -137,3 +151,80 @@ def test_a_proxy_in_front_of_a_name_without_a_prompt_is_used(faked: Faked) -> No
         Embedder(QWEN, base_url=proxy.url).embed_query("behind a proxy")
     (sent,) = [text for text in faked.inputs()[before:] if "behind a proxy" in text]
     assert sent == QWEN_TEMPLATE.format(text="behind a proxy")
+
+
+_START_S = 3.0
+
+
+class _StartsSlowly(FakeServer):
+    """Does not answer until some time after the first request, which starts it."""
+
+    def _models(self, request: Request, connection: socket.socket) -> bytes:
+        if len(self.requests) == 1:
+            time.sleep(_START_S)
+        return super()._models(request, connection)
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[Running]:
+    """A gateway that was not used yet, and whose server starts more slowly than a request ends."""
+    with _StartsSlowly(model=QWEN, dimensions=1024) as server:
+        environment = {"EMBERD_BASE_URL": server.url, "EMBERD_MODEL": QWEN}
+        with serving(tmp_path / "home", environment=environment) as running:
+            yield running
+
+
+def _impatient(home: Path) -> ServerManager:
+    """A manager whose verification takes one second at most."""
+    return ServerManager(home, verify=_verify_at_once)
+
+
+def _verify_at_once(
+    url: str,
+    api_key: str | None,
+    spec: ServerSpec,
+    listener: Listener | None,
+    /,
+    *,
+    batch_size: int | None = None,
+) -> Endpoint:
+    return verify(url, api_key, spec, listener, timeout_s=1.0, batch_size=batch_size)
+
+
+def test_the_start_of_a_server_behind_the_gateway_is_waited_for(
+    slow: Running, tmp_path: Path
+) -> None:
+    began_s = time.monotonic()
+    spec = ServerSpec(QWEN)
+    server = _impatient(tmp_path).ensure(spec, base_url=slow.url, api_key=slow.key)
+    assert server.endpoint.server == "emberd-gateway"
+    assert time.monotonic() - began_s > _START_S
+
+
+def test_it_is_waited_for_no_longer_than_start_timeout(slow: Running, tmp_path: Path) -> None:
+    manager = _impatient(tmp_path)
+    with pytest.raises(ServerUnavailableError) as caught:
+        manager.ensure(ServerSpec(QWEN), base_url=slow.url, api_key=slow.key, start_timeout=0.1)
+    assert caught.value.is_starting
+
+
+def test_it_is_waited_for_through_a_given_client(slow: Running) -> None:
+    with openai.OpenAI(base_url=f"{slow.url}/v1", api_key=slow.key, timeout=100) as client:
+        embedder = Embedder(QWEN, client=client, timeout=1)
+        assert embedder.endpoint().server == "emberd-gateway"
+
+
+def test_it_is_waited_for_through_a_given_asynchronous_client(slow: Running) -> None:
+    async def ensure() -> Server:
+        url = f"{slow.url}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key=slow.key, timeout=100) as client:
+            return await Embedder(QWEN, async_client=client, timeout=1).aensure()
+
+    assert asyncio.run(ensure()).endpoint.server == "emberd-gateway"
+
+
+def test_another_server_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
+    with FakeServer(model=QWEN, dimensions=1024, fault="hang") as server:
+        with pytest.raises(ServerUnavailableError) as caught:
+            _impatient(tmp_path).ensure(ServerSpec(QWEN), base_url=server.url)
+    assert not caught.value.is_starting

@@ -236,4 +236,11 @@ class RequestTimeoutError(RequestError, TimeoutError):
 
 
 class ServerUnavailableError(RequestError, ConnectionError):
-    """The server's address does not respond, or the server stays busy."""
+    """The server's address does not respond, or the server stays busy.
+
+    Attributes:
+        is_starting: Whether it is a gateway that may be starting the server of the model, which
+            continues.
+    """
+
+    is_starting = False

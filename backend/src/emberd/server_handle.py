@@ -81,7 +81,7 @@ class ServerHandle(ForkAware):
                 # The external server that was used last: its successor is compared with it.
                 before = self._before
                 external = before if before is not None and before.origin != "own" else None
-                self._server = _given_server(inspect()) if inspect else self._again(external)
+                self._server = self._inspected(inspect) if inspect else self._again(external)
             return self._server
 
     async def aserver(self, inspect: Callable[[], Awaitable[Endpoint]] | None = None) -> Server:
@@ -92,8 +92,15 @@ class ServerHandle(ForkAware):
         if inspect is None:
             return await self.run(None, self.server)
         self._check()
-        self._server = _given_server(await inspect())
-        return self._server
+        deadline = time.monotonic() + self._settings.start_timeout
+        while True:
+            try:
+                self._server = _given_server(await inspect())
+            except ServerUnavailableError as error:
+                if not error.is_starting or time.monotonic() > deadline:
+                    raise
+            else:
+                return self._server
 
     async def aload(self, also: Callable[[], object]) -> None:
         """Do in another thread what the first job needs and what takes half a second or more.
@@ -231,6 +238,16 @@ class ServerHandle(ForkAware):
         if self._server is server:
             self._server = None
         return None
+
+    def _inspected(self, inspect: Callable[[], Endpoint]) -> Server:
+        """Return the server of a given client; wait for a gateway that starts one."""
+        deadline = time.monotonic() + self._settings.start_timeout
+        while True:
+            try:
+                return _given_server(inspect())
+            except ServerUnavailableError as error:
+                if not error.is_starting or time.monotonic() > deadline:
+                    raise
 
     def _again(self, lost: Server | None) -> Server:
         """Like ``_ensure``, but wait for a given server that is restarting."""

@@ -11,8 +11,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
-import re
 import struct
 import urllib.error
 from collections.abc import Callable, Generator
@@ -22,13 +20,22 @@ from typing import Any, Final
 
 from emberd import catalog, model_card, model_files, probe
 from emberd.catalog import RERANK, Model, is_unit
-from emberd.client import canary, lengths, scores, verify_scores, verify_tei, wire
+from emberd.client import (
+    canary,
+    lengths,
+    scores,
+    verify_listing,
+    verify_scores,
+    verify_tei,
+    wire,
+)
 from emberd.client.event_loops import finish
 from emberd.client.inputs import Input
+from emberd.client.verify_scores import Ask
 from emberd.client.wire import Reply, Request, TransportError
 from emberd.endpoint import Endpoint
-from emberd.errors import BadReplyError, ServerMismatchError, ServerUnavailableError, SettingError
-from emberd.probe import INFO, MODEL_INFO, MODELS, OLD_MODEL_INFO, TEI
+from emberd.errors import BadReplyError, ServerMismatchError, ServerUnavailableError
+from emberd.probe import TEI
 from emberd.settings import ServerSpec
 from emberd.system import listeners
 from emberd.system.bounded_http import ReplyTooLargeError, bounded
@@ -49,6 +56,11 @@ _ADDS_PROMPTS: Final = (
     "the name that the proxy uses, and this class adds one too. Give the address of the gateway as "
     "base_url, or have the proxy use the gateway's name of the model with {names} after it."
 )
+_STARTS: Final = (
+    "The gateway may be starting the server of the model, which continues: give a longer "
+    "start_timeout, or start the gateway with --preload"
+)
+_CODE_STARTING: Final = b'"server_starting"'
 _SERVER_INFO: Final = "/server_info"
 _CUT_TAIL_TOKENS: Final = 6  # of its context, 0.5.17 to 0.5.23
 _FLOAT_BYTES: Final = 4
@@ -62,13 +74,8 @@ _TOO_MUCH: Final = frozenset(
 )
 _WHITE_SPACE: Final = " \n\n\t "
 _MOST_TRIED_TOKENS: Final = 1024
-_NO_TASKS: Final = (None, "none", "embed")
-# Where the hub's libraries keep downloads: a path that names the model after all.
-_FETCHED: Final = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[^/]+/?$")
 
 Answer = Reply | TransportError
-
-_Ask = Callable[..., Generator[Request, Answer | None, bytes | None]]
 
 Verification = Generator[Request, Answer | None, Endpoint]
 """Requests one after another; the answer to each is sent in (None only to begin)."""
@@ -148,12 +155,13 @@ def steps(
     if model_files.is_folder(spec.model) or spec.model.casefold() != model.name.casefold():
         model = replace(model, reference=None)  # a folder of that name may be fine-tuned
     ask = functools.partial(_ask, url, timeout_s, spec.task)
-    entry, listed, of_tei = yield from _listing(url, spec, ask)
+    entry, listed, of_tei = yield from verify_listing.read_listing(url, spec, ask)
     name, server = str(entry["id"]), str(entry.get("owned_by") or "unknown")
     if spec.task == RERANK:
-        _check_no_adapter(url, entry, name, server)
+        verify_listing.check_no_adapter(url, entry, name, server)
     elif server == lengths.GATEWAY:
         name += _AS_THEY_ARE
+        ask = functools.partial(ask, starts=True)
     most_texts = None
     if server == TEI:
         most_texts = verify_tei.check_info(url, of_tei, model)
@@ -212,26 +220,6 @@ def steps(
         on_cpu=on_cpu,
         notes=(note,) if note else (),
     )
-
-
-def _listing(
-    url: str, spec: ServerSpec, ask: _Ask
-) -> Generator[Request, Answer | None, tuple[dict[str, Any], int, dict[str, Any]]]:
-    """Return the entry of the wanted model, how many models are listed, and what TEI says."""
-    entries = probe.entries(wire.parse_object((yield from ask(Request(MODELS)))))
-    # Where the server lists its models, the other routes are optional: a gateway may close them.
-    optional = bool(entries)
-    info = wire.parse_object((yield from ask(Request(MODEL_INFO), optional=optional)))
-    if not info:
-        info = wire.parse_object((yield from ask(Request(OLD_MODEL_INFO), optional=optional)))
-    of_tei: dict[str, Any] = {}
-    if not (entries or info):
-        of_tei = wire.parse_object((yield from ask(Request(INFO))))
-        entries = probe.entries_of_info(of_tei)
-        if spec.task == RERANK:
-            verify_scores.check_listing(url, entries)
-    _check_kind(url, info, spec.task)
-    return _serving(url, spec.model, entries, info), len(entries), of_tei
 
 
 def _uncut_context(info: dict[str, Any], longest: Any) -> int | None:
@@ -293,7 +281,7 @@ def _canary(
     model: Model,
     name: str,
     bodies: list[bytes],
-    ask: _Ask,
+    ask: Ask,
     *,
     batch_size: int | None,
 ) -> Generator[Request, Answer | None, tuple[tuple[canary.Vector, ...], str]]:
@@ -349,6 +337,7 @@ def _ask(
     optional: bool = False,
     best_effort: bool = False,
     limited: bool = False,
+    starts: bool = False,
     refused: str | None = None,
 ) -> Generator[Request, Answer | None, bytes | None]:
     """Return the body of a good reply; None where the server has no such route.
@@ -356,16 +345,19 @@ def _ask(
     An ``optional`` route that is closed to this key (401 or 403) counts as missing: servers and
     gateways answer that for routes that they do not have, and the embedding itself proves the key.
     With ``best_effort``, anything but a timeout counts as missing; with ``limited``, a limit of the
-    rate does (429): the server has just answered a request like this one. ``refused`` is the
-    advice for a text that it refuses; the default is what to do about its limits.
+    rate does (429): the server has just answered a request like this one. A gateway ``starts`` a
+    server for the first request that needs one. ``refused`` is the advice for a text that it
+    refuses; the default is what to do about its limits.
     """
     reply = yield request
     where = f"{url}{request.path}"
     if isinstance(reply, TransportError) and reply.kind == "timeout":
-        raise ServerUnavailableError(
-            f"{where} did not answer within {timeout_s:g} s. The server is busy, still loading or "
-            f"stuck: see its log, and try again later."
+        advice = _STARTS if starts else "The server is busy, still loading or stuck: see its log"
+        error = ServerUnavailableError(
+            f"{where} did not answer within {timeout_s:g} s. {advice}, and try again later."
         )
+        error.is_starting = starts
+        raise error
     if isinstance(reply, Reply) and reply.status == HTTPStatus.OK:
         return reply.body
     if best_effort:
@@ -387,9 +379,11 @@ def _ask(
             return None
         raise wire.unauthorized(reply.status, said, url, task)
     if reply.status in wire.BUSY:
-        raise ServerUnavailableError(
+        error = ServerUnavailableError(
             f"{where} answered {reply.status} ({said}): it is not ready. Try again later."
         )
+        error.is_starting = starts and _CODE_STARTING in reply.body
+        raise error
     gives_rows = request.path in (wire.PATH, *scores.ROUTES)
     if reply.status in wire.NO_ROUTE and (optional or not gives_rows):
         return None  # vLLM and llama.cpp have no /model_info, and a router only the old one
@@ -403,98 +397,6 @@ def _ask(
             f"accepts several texts in a request, and texts of this length, or lower batch_size."
         )
     raise ServerMismatchError(f"{where} answered {reply.status}: {said}. {advice}")
-
-
-def _check_kind(url: str, info: dict[str, Any], wanted: str) -> None:
-    if wanted == RERANK:
-        if info.get("is_generation") is False:
-            raise ServerMismatchError(
-                f"{url} serves {info.get('model_path')} for embeddings or classification; it is "
-                f"not a server of a reranker. Start it for generation, as emberd does, or give the "
-                f"base_url of another server."
-            )
-        return
-    advice = "Start it as an embedding server, or give the base_url of another one."
-    if info.get("is_generation") is True:
-        raise ServerMismatchError(
-            f"{url} generates text with {info.get('model_path')}; it is not an embedding server. "
-            f"{advice}"
-        )
-    embedding = info.get("embedding")
-    task = embedding.get("task") if isinstance(embedding, dict) else None
-    if task not in _NO_TASKS:
-        kind = ", ".join(map(str, info.get("architectures") or ()))
-        raise ServerMismatchError(
-            f"{url} serves {info.get('model_path')} ({kind}) for the task {task} (for example "
-            f"reranking); it is not an embedding server. {advice}"
-        )
-
-
-def _serving(
-    url: str, wanted: str, entries: list[dict[str, Any]], info: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the entry of ``/v1/models`` that is the wanted model."""
-    names = [name for key in ("served_model_name", "model_path") if (name := info.get(key))]
-    listed = entries or [{"id": name} for name in names[:1]]
-    if not listed:
-        raise ServerMismatchError(
-            f"{url} does not say which model it serves: none of {MODELS}, {MODEL_INFO} and {INFO} "
-            f"lists one. Correct base_url: it must be the root of an OpenAI-compatible server."
-        )
-    for entry in listed:
-        # What SGLang reports of itself is about the first; adapters may follow it.
-        said = [entry["id"], entry.get("root"), *(names if entry is listed[0] else ())]
-        if _is_wanted(url, wanted, said):
-            return entry
-    served = [str(entry["id"]) for entry in listed]
-    loaded = f" (it has loaded {names[-1]})" if names and names[-1] not in served else ""
-    raise ServerMismatchError(
-        f"{url} serves {', '.join(served)}, but {wanted} was requested{loaded}. Give the base_url "
-        f"of a server for {wanted}, or ask for model={served[0]!r}. If that is another name for "
-        f"the same model, have the server list it as {wanted}."
-    )
-
-
-def _check_no_adapter(url: str, entry: dict[str, Any], name: str, server: str) -> None:
-    # SGLang ignores adapters when it scores, and names the one that was requested in its reply
-    # (0.5.23). It reads "a:b" in a request as adapter b of model a.
-    if entry.get("parent") or (server == _SGLANG and ":" in name):
-        raise ServerMismatchError(
-            f"{url} lists {name} as an adapter, and would score with the model without it. Merge "
-            f"the adapter into the weights, and serve the merged model."
-        )
-
-
-def _is_wanted(url: str, wanted: str, said: list[Any]) -> bool:
-    """Return whether one of ``said``, names and paths of a model, is the wanted model."""
-    said = [name for name in said if isinstance(name, str)]
-    if probe.is_loopback(url):
-        # Files say more than names, if both folders can be read.
-        seen = {_holds_model(wanted, path) for path in said} - {None}
-        if seen:
-            return True in seen
-    names = [
-        "/".join(found.groups()) if (found := _FETCHED.search(name)) else name for name in said
-    ]
-    return any(catalog.names(wanted, name) or catalog.names(name, wanted) for name in names)
-
-
-def _holds_model(wanted: str, path: str) -> bool | None:
-    """Return whether the folder ``path`` of this machine holds the files of the folder ``wanted``.
-
-    Names of folders prove little: every training run writes one called ``checkpoint-500``, and a
-    link called ``current`` may lead to any of them.
-
-    Returns:
-        None if one of them is not a folder here, or cannot be read.
-    """
-    if not os.path.isabs(path):
-        return None
-    try:
-        served, mine = model_files.content_hash(path), model_files.content_hash(wanted)
-    except SettingError:
-        return None
-    return None if served is None or mine is None else served == mine
 
 
 def _vectors(
