@@ -80,7 +80,7 @@ ALLOWED_IMPORTS: Final[dict[str, set[str]]] = {
     "prometheus": _JOINED | {"verified_manager"},
     "fidelity": _BASE | {"installs", "serving"},
     "stores": {"embedder", "env", "errors", "index_identity", "system"},
-    "adapters": {"client", "embedder", "errors", "model_card", "prompts", "reranker"},
+    "adapters": {"client", "embedder", "errors", "model_card", "model_user", "prompts", "reranker"},
     "bulk": {"errors", "system"},
     "ray": _BASE | {"engines", "client", "verified_manager", "embedder", "bulk"},
     "doctor": _JOINED | {"verified_manager", "modelscope_weights"},

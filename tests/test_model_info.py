@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from emberd import Embedder, EmberdError, ModelInfo, Reranker, SettingError
+from emberd.adapters.sentence_transformers import EmberdSentenceTransformer
 from fake_server import MODEL, FakeServer
 from langchain_emberd import EmberdEmbeddings, EmberdReranker
 from llama_index.embeddings.emberd import EmberdEmbedding
@@ -119,10 +120,26 @@ def test_a_reranker_has_no_dimensions() -> None:
         lambda: EmberdEmbedding(model_name=QWEN),
         EmberdReranker,
         EmberdRerank,
+        lambda: EmberdSentenceTransformer(QWEN),
     ],
-    ids=["EmberdEmbeddings", "EmberdEmbedding", "EmberdReranker", "EmberdRerank"],
+    ids=[
+        "EmberdEmbeddings",
+        "EmberdEmbedding",
+        "EmberdReranker",
+        "EmberdRerank",
+        "EmberdSentenceTransformer",
+    ],
 )
 def test_the_classes_of_the_frameworks_have_it(made: Any) -> None:
     info = made().model_info
     wanted = (QWEN, 2560) if info.task == "embed" else ("Qwen/Qwen3-Reranker-4B", None)
     assert (info.model, info.dimensions) == wanted
+
+
+def test_the_length_of_cut_vectors_is_that_of_a_sentence_transformer() -> None:
+    model = EmberdSentenceTransformer(QWEN, truncate_dim=64)
+    info = model.model_info
+    assert (model.dimensions, info.dimensions, info.native_dimensions) == (64, 64, 2560)
+    with model.truncate_embeddings(4000):
+        assert model.dimensions == model.model_info.dimensions == 2560
+    assert EmberdSentenceTransformer(MODEL, truncate_dim=64).model_info.dimensions is None

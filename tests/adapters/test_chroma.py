@@ -120,6 +120,7 @@ def test_the_name_is_registered() -> None:
     function = EmberdEmbeddingFunction(Embedder(MODEL, dimensions=64))
     assert function.default_space() in function.supported_spaces()
     assert function.get_config()["dimensions"] == 64
+    assert function.dimensions == function.model_info.dimensions == 64
 
 
 def test_the_code_of_the_page_finds_the_document(

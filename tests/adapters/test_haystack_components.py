@@ -119,6 +119,13 @@ def test_warm_up_makes_the_server_known_and_close_allows_another_use() -> None:
     embedder.close()
 
 
+def test_the_model_and_the_length_are_known_without_a_server() -> None:
+    for kind in (EmberdTextEmbedder, EmberdDocumentEmbedder):
+        embedder = kind(MODEL, dimensions=64, base_url="http://127.0.0.1:9")
+        assert embedder.dimensions == embedder.model_info.dimensions == 64
+    assert EmberdRanker().model_info.task == "rerank"
+
+
 def test_what_is_no_document_is_refused() -> None:
     embedder, ranker = EmberdDocumentEmbedder(MODEL), EmberdRanker()
     wrong: list[Any] = ["a text", [BREAD]]

@@ -65,7 +65,7 @@ def test_the_server_is_verified_once_for_all_functions_of_a_table(tmp_path: Path
 
 def test_the_length_is_known_without_a_server() -> None:
     function = _function(model="Qwen/Qwen3-Embedding-4B", base_url="http://127.0.0.1:9")
-    assert function.ndims() == 2560
+    assert function.ndims() == function.dimensions == function.model_info.dimensions == 2560
     assert _function(model="Qwen/Qwen3-Embedding-4B", dimensions=64).ndims() == 64
 
 

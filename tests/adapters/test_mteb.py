@@ -136,6 +136,7 @@ def test_it_is_an_encoder_of_mteb_and_takes_an_embedder() -> None:
     encoder = EmberdEncoder(Embedder(MODEL, dimensions=64))
     assert isinstance(encoder, mteb.EncoderProtocol)
     assert encoder.mteb_model_meta.embed_dim == 64
+    assert encoder.dimensions == encoder.model_info.dimensions == 64
     assert EmberdEncoder(MODEL).embedder.settings.truncate
     with pytest.raises(SettingError, match="precision"):
         encoder.encode(

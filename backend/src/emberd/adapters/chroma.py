@@ -16,6 +16,7 @@ from chromadb.utils.embedding_functions import register_embedding_function
 from emberd.adapters.construction import IDENTITY, embedder_from, restored, saved
 from emberd.embedder import Embedder
 from emberd.errors import SettingError
+from emberd.model_user import ModelInfo
 
 _SPACES: Final[list[Space]] = ["cosine", "l2", "ip"]
 
@@ -55,6 +56,16 @@ class EmberdEmbeddingFunction(EmbeddingFunction[Documents]):
     def embedder(self) -> Embedder:
         """The embedder that this object uses."""
         return self._embedder
+
+    @property
+    def dimensions(self) -> int:
+        """Length of the vectors; raises as ``Embedder.dimensions``."""
+        return self._embedder.dimensions
+
+    @property
+    def model_info(self) -> ModelInfo:
+        """What is known of the model without asking a server, as ``emberd.ModelInfo``."""
+        return self._embedder.model_info
 
     @property
     def identity(self) -> str:

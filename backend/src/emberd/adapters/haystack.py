@@ -16,6 +16,7 @@ from haystack.utils import Secret
 from emberd.adapters.construction import embedder_from, restored, saved, storable
 from emberd.embedder import Embedder
 from emberd.errors import SettingError, TextError
+from emberd.model_user import ModelInfo
 from emberd.reranker import Reranker
 
 _KEY = "api_key"
@@ -37,6 +38,11 @@ class _Component:
     def close(self) -> None:
         """Close the connections of ``run``; the next use opens them again."""
         self._user.close()
+
+    @property
+    def model_info(self) -> ModelInfo:
+        """What is known of the model without asking a server, as ``emberd.ModelInfo``."""
+        return self._user.model_info
 
     async def close_async(self) -> None:
         """Close the connections of ``run_async``; the next use opens them again."""
@@ -71,6 +77,11 @@ class _EmbedderComponent(_Component):
         """The embedder that this component uses."""
         embedder: Embedder = self._user  # type: ignore[assignment]  # see __init__
         return embedder
+
+    @property
+    def dimensions(self) -> int:
+        """Length of the vectors; raises as ``Embedder.dimensions``."""
+        return self.embedder.dimensions
 
     def _saved(self) -> dict[str, Any]:
         return {**saved(self.embedder, self._given), **_kept_key(self._given)}

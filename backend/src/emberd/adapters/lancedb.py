@@ -13,6 +13,7 @@ from pydantic import ConfigDict, PrivateAttr
 
 from emberd.adapters.construction import embedder_from, restored, saved
 from emberd.embedder import Embedder
+from emberd.model_user import ModelInfo
 
 _KEY = "api_key"
 
@@ -56,6 +57,16 @@ class EmberdTextEmbedding(TextEmbeddingFunction):
     def embedder(self) -> Embedder:
         """The embedder that this object uses."""
         return self._embedder
+
+    @property
+    def dimensions(self) -> int:
+        """Length of the vectors, as ``ndims`` returns it."""
+        return self.ndims()
+
+    @property
+    def model_info(self) -> ModelInfo:
+        """What is known of the model without asking a server, as ``emberd.ModelInfo``."""
+        return self._embedder.model_info
 
     def ndims(self) -> int:
         """Return the length of the vectors, as ``Embedder.dimensions``: nothing is embedded."""

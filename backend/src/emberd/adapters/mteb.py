@@ -20,6 +20,7 @@ from emberd import model_card
 from emberd.adapters.construction import embedder_from, prefix_template
 from emberd.embedder import Embedder
 from emberd.errors import SettingError
+from emberd.model_user import ModelInfo
 from emberd.prompts import Role
 
 _LOG: Final = logging.getLogger("emberd")
@@ -79,6 +80,16 @@ class EmberdEncoder(AbsEncoder):
             for name, prompt in (prompts or {}).items()
         }
         self._meta: ModelMeta | None = None
+
+    @property
+    def dimensions(self) -> int:
+        """Length of the vectors; raises as ``Embedder.dimensions``."""
+        return self.embedder.dimensions
+
+    @property
+    def model_info(self) -> ModelInfo:
+        """What is known of the model without asking a server, as ``emberd.ModelInfo``."""
+        return self.embedder.model_info
 
     @property
     def mteb_model_meta(self) -> ModelMeta:

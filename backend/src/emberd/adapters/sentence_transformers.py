@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from emberd import model_card
 from emberd.adapters.construction import embedder_from, prefix_template
 from emberd.embedder import Embedder
 from emberd.errors import SettingError
+from emberd.model_user import ModelInfo
 from emberd.prompts import BARE
 
 if TYPE_CHECKING:
@@ -79,6 +81,23 @@ class EmberdSentenceTransformer:
     def embedder(self) -> Embedder:
         """The embedder that this object uses."""
         return self._embedder
+
+    @property
+    def dimensions(self) -> int:
+        """Length of the vectors; raises as ``Embedder.dimensions``."""
+        return self.get_embedding_dimension()
+
+    @property
+    def model_info(self) -> ModelInfo:
+        """What is known of the model without asking a server, as ``emberd.ModelInfo``.
+
+        Its ``dimensions`` are those of the vectors that ``truncate_dim`` cuts.
+        """
+        info, length = self._embedder.model_info, self.truncate_dim
+        if length is None:
+            return info
+        native = info.native_dimensions
+        return replace(info, dimensions=None if native is None else min(length, native))
 
     @property
     def prompts(self) -> dict[str, str]:
