@@ -240,7 +240,7 @@ $(VENV)/sdks/.made: tests/sdks/requirements.txt $(VENV)/.made $(MANIFESTS)
 	$(own_environment)
 	@npm install --silent --no-fund --no-audit --prefix $(@D) openai@6.49.0 || { rm $@; exit 1; }
 
-# A program of its own, whose pins clash with those of the clients.
+# A separate program, whose pins clash with those of the clients.
 $(VENV)/litellm_proxy/.made: tests/sdks/litellm_proxy.txt $(VENV)/.made
 	@echo "Installing what $< lists into $(@D) (a minute or two the first time)"
 	@$(BIN)/python -m venv --clear $(@D)

@@ -34,7 +34,7 @@ _CHANGES: Final = ("os.rename", "os.remove", "os.link", "os.rmdir", "os.mkdir")
 
 
 def vector(text: str) -> Any:
-    """Return a vector of length one that follows from the text alone."""
+    """Return a vector of length one that depends only on the text."""
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:DIMENSIONS]
     raw = np.frombuffer(digest, np.uint8).astype(np.float32) - 127.5
     return (raw / np.linalg.norm(raw)).astype(np.float32)

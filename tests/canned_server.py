@@ -71,7 +71,7 @@ class CannedServer(FakeServer):
     """The server.
 
     Args:
-        floats: It knows no base64 and sends numbers, whatever is asked for.
+        floats: It does not support base64, and always sends numbers.
         sleep_s: How long it takes over each request of embeddings, in seconds.
         serial: It takes up one request after another.
     """
@@ -109,5 +109,5 @@ class CannedServer(FakeServer):
             b'],"model":%b,"usage":{"prompt_tokens":%d,"total_tokens":%d}}'
             % (orjson.dumps(self.model), read, read)
         )
-        # In one piece: a small head of its own would wait for the client's acknowledgement.
+        # In one piece: a small separate head would wait for the client's acknowledgement.
         return b"".join((head(200, sum(map(len, pieces))), *pieces))

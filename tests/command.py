@@ -77,7 +77,7 @@ class Command:
         return {**os.environ, "PYTHONPATH": path, "EMBERD_HOME": str(self.home), **self.more}
 
     def environment_of(self, *arguments: str) -> dict[str, str]:
-        """The environment for these arguments: a stub's model describes no prompts of its own."""
+        """The environment for these arguments: a stub's model describes no prompts."""
         is_stub = arguments[:1] == ("embed",) and any(a.startswith("stub/") for a in arguments)
         names = ("EMBERD_QUERY_INSTRUCTION", "EMBERD_DOCUMENT_INSTRUCTION") if is_stub else ()
         return {**dict.fromkeys(names, ""), **self.environment}

@@ -1,4 +1,4 @@
-"""Embedders whose manager hands out a fake server."""
+"""Embedders whose manager returns a fake server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fake_server import MODEL, FakeServer
 
 
 class FakeManager:
-    """Hands out a fake server, and notes what it is asked."""
+    """Returns a fake server, and records its calls."""
 
     def __init__(self, server: FakeServer) -> None:
         self.server = server

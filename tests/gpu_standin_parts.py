@@ -36,7 +36,7 @@ def raises(bench: Bench, report: Report) -> None:
 
 
 def dies(bench: Bench, report: Report) -> None:
-    """End without a word of its own."""
+    """End without a message."""
     print("the last line")
     sys.stdout.flush()
     os._exit(7)

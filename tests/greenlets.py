@@ -50,7 +50,7 @@ def together(calls: Sequence[Callable[[], Any]]) -> list[Any]:
 
 
 def embed() -> Any:
-    """Return the vector of the text, from an embedder of its own."""
+    """Return the vector of the text, from a new embedder."""
     return emberd.Embedder(**SETTINGS).embed_documents([TEXT])[0]
 
 

@@ -1,6 +1,6 @@
 """What the hand-made servers share: HTTP, and replies in SGLang's format.
 
-Each connection has a thread of its own, which may answer slowly, wrongly or in part. (A server
+Each connection has its own thread, which may answer slowly, wrongly or in part. (A server
 framework would not break off in the middle of a body.) The imports are few, because the stub server
 must start in a tenth of a second.
 """

@@ -1,4 +1,4 @@
-"""Another user of the machine: files of theirs, and calls as one. Only root can have either."""
+"""Another user of the machine: its files, and calls as this user. Both need root."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def give_group(path: Path, mode: int) -> None:
 
 
 def with_private_group() -> pwd.struct_passwd:
-    """Return an account that has a group of its own name; not root's."""
+    """Return an account, not root, that has a group of the same name."""
     groups = {group.gr_gid: group for group in grp.getgrall()}
     for user in pwd.getpwall():
         group = groups.get(user.pw_gid)

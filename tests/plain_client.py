@@ -1,4 +1,4 @@
-"""A client that knows nothing of emberd: what servers see of others."""
+"""A client without emberd: what servers see of other programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One Ray cluster of two nodes for the session, each with a home of its own, and demo engines."""
+"""One Ray cluster of two nodes for the session, each with a separate home, and demo engines."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def supervisors(home: Path) -> list[int]:
 
 
 def is_worker(process: psutil.Process) -> bool:
-    """Return whether a process is an actor of Ray Data's that runs a class of ours."""
+    """Return whether a process is an actor of Ray Data that runs one of our classes."""
     try:
         return "MapWorker" in " ".join(process.cmdline())
     except psutil.Error:

@@ -1,4 +1,4 @@
-"""A server of the tests in a process of its own, for measurements that it would disturb."""
+"""A server of the tests in a separate process, for measurements that it would disturb."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ def _misbehave_at_start(faults: set[str]) -> None:
     if "leaves-files" in faults:
         _leave_files()
     if "leaves-unseen" in faults:
-        # Closed at once, so that nobody can see whose it is.
+        # Closed at once, so that its owner cannot be found.
         path = Path(f"/dev/shm/stub_loads_{os.getpid()}")
         signal.signal(signal.SIGUSR1, lambda signum, frame: path.write_bytes(bytes(4096)))
     if "makes-socket" in faults:

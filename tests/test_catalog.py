@@ -90,7 +90,7 @@ def test_an_engine_serves_each_model_with_the_pooling_that_it_was_trained_with(
 def test_the_table_of_models_is_made_of_the_catalog(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """To write it anew: PYTHONPATH=tests python -c 'import test_catalog as t; t.write()'."""
+    """To write it again: PYTHONPATH=tests python -c 'import test_catalog as t; t.write()'."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     assert _TABLE.has(map(_row, _EMBEDDING))
 

@@ -36,7 +36,7 @@ def test_there_are_thirty_checkpoints_and_each_is_another() -> None:
 
 
 def test_the_table_of_checkpoints_is_made_of_the_matrix() -> None:
-    """To write it anew: PYTHONPATH=tests python -c 'import test_checkpoint_matrix as t; t.write()'.
+    """To write it: PYTHONPATH=tests python -c 'import test_checkpoint_matrix as t; t.write()'.
 
     ``tests/sglang/test_checkpoints.py`` holds what the table says.
     """

@@ -37,7 +37,7 @@ def _page() -> str:
 
 
 def test_the_page_of_the_documentation_is_made_of_the_table() -> None:
-    """To write it anew: PYTHONPATH=tests python -c 'import test_env as t; t.write()'."""
+    """To write it again: PYTHONPATH=tests python -c 'import test_env as t; t.write()'."""
     assert PAGE.read_text(encoding="utf-8") == _page()
 
 

@@ -57,7 +57,7 @@ def interpreter(tmp_path: Path) -> Interpreter:
 
 
 def test_pooling_and_size_come_from_the_files(settings: Settings) -> None:
-    """The head of a language model is no part of an embedding."""
+    """An embedding does not use the head of a language model."""
     found = fidelity.find_checkpoint(settings)
     assert (found.pooling, found.float32_bytes) == ("lasttoken", 800)
 

@@ -24,7 +24,7 @@ from emberd.system.listeners import Listener, ListenerChangedError
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
 
 ATTACKER = 64_202
-# The queue of its own listener is full, so its SYN stays unanswered until the client's crosses it.
+# The queue of the listener is full, so its SYN stays unanswered until the client's crosses it.
 _SIMULTANEOUS_OPEN = f"""
 import os, socket, sys, time
 os.setgid({ATTACKER}); os.setuid({ATTACKER})

@@ -145,7 +145,7 @@ def test_a_wheel_says_that_it_is_typed(wheel: zipfile.ZipFile) -> None:
 
 def test_no_wheel_asks_for_a_tool_of_ours_or_for_a_model_runtime(wheel: zipfile.ZipFile) -> None:
     wanted = _metadata(wheel).get_all("Requires-Dist") or []
-    # Whoever asks for an engine's extra asks for a model runtime.
+    # The extra of an engine is a model runtime.
     plain = [line for line in wanted if not _OF_AN_ENGINE.search(line)]
     names = [re.split(r"[\s<>=!~;\[(]", line, maxsplit=1)[0] for line in plain]
     assert names

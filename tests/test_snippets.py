@@ -39,7 +39,7 @@ __all__ = ["home", "manager", "stand_ins", "stopped_at_the_end"]
 
 # A page, or a page and a section -> why its Python does not run here. Its names are checked.
 ELSEWHERE: Final = {
-    "docs/agents.md": "each framework has an environment of its own: tests/agents runs four of "
+    "docs/agents.md": "each framework has a separate environment: tests/agents runs four of "
     "them, the page says which were run by hand",
     "docs/integrations.md#sentence-transformers": "tests/adapters runs it",
     "docs/integrations.md#MTEB": "tests/adapters runs it",

@@ -88,7 +88,7 @@ def test_a_damaged_index_names_nothing(folder: Path, named: object) -> None:
 
 
 def ahead(monkeypatch: pytest.MonkeyPatch, folder: Path, free: int | None = 1 << 30) -> list[bytes]:
-    """Read ahead; return what the kernel was told to read of each file."""
+    """Read ahead; return what the kernel was asked to read of each file."""
     told: dict[str, list[tuple[int, int]]] = {}
 
     def advise(descriptor: int, begin: int, count: int, advice: int) -> None:

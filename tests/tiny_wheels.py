@@ -11,7 +11,7 @@ from pathlib import Path
 
 _WHEEL = "Wheel-Version: 1.0\nGenerator: by hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
-# Its build stands still until it is told to go on: in a process that pip has started.
+# Its build waits for a signal to go on: in a process that pip has started.
 _SLOW_BACKEND = """
 import os, pathlib, time, zipfile
 

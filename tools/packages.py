@@ -177,7 +177,7 @@ def describe(packages: Path, into: Path, version: str, source_date_epoch: int) -
         ReleaseError: A licence is unknown or not allowed.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        # In an environment of its own, because what makes the SBOM is no part of it.
+        # In a separate environment, because the SBOM must not list the program that makes it.
         tool = _environment(Path(scratch) / "tool", "cyclonedx-bom")
         described = _environment(Path(scratch) / "described", *_DESCRIBED, find_links=packages)
         bom = into / "sbom.cdx.json"

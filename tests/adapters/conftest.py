@@ -62,7 +62,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sent]:
 
 @pytest.fixture
 def in_new_process(tmp_path: Path) -> InNewProcess:
-    """Run code in a process of its own, which inherits nothing but the environment."""
+    """Run code in a separate process, which inherits nothing but the environment."""
 
     def run(code: str, **variables: str) -> str:
         done = subprocess.run(

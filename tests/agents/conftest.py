@@ -1,6 +1,6 @@
 """Runs recipes of docs/agents.md as they stand, and keeps what they send.
 
-Each framework has an environment of its own (``make test-agents``), for their pins clash.
+Each framework has a separate environment (``make test-agents``), because their pins clash.
 """
 
 from __future__ import annotations

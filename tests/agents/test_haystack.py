@@ -1,4 +1,4 @@
-"""The recipe for Haystack, and the prefixes of its own embedders."""
+"""The recipe for Haystack, and the prefixes of Haystack's embedders."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _found(pipeline: Any) -> str:
 
 @contextmanager
 def _own(kind: str, template: str, embedder: Embedder) -> Iterator[Any]:
-    """Yield one of Haystack's own embedders, told what the page says, and close it."""
+    """Yield one of Haystack's own embedders with the settings of the page, and close it."""
     from haystack.components import embedders
     from haystack.utils import Secret
 

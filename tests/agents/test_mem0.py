@@ -71,7 +71,7 @@ def test_what_a_chat_model_makes_of_a_talk_is_found(made: Callable[[], Any]) -> 
 def test_without_symmetric_memories_would_be_stored_as_questions(
     made: Callable[[], Any], sent_to_demo: Sent
 ) -> None:
-    """The reason for ``symmetric``: mem0 asks for the vector of a query, whatever it does."""
+    """The reason for ``symmetric``: mem0 asks for the vector of a query in all cases."""
     module = made()
     module.memory.embedding_model.langchain_model = type(module.embeddings)()
     sent_to_demo()

@@ -1,4 +1,4 @@
-"""What a user would take instead of emberd, told where the server is; and bare clients."""
+"""What a user would use instead of emberd, with the server's URL; and bare clients."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Place:
 
 
 def langchain(place: Place, chunk_size: int = LANGCHAIN_CHUNK) -> OpenAIEmbeddings:
-    """Return langchain-openai's class, as one has to set it up for a server of one's own."""
+    """Return langchain-openai's class, with the settings that a local server needs."""
     return OpenAIEmbeddings(
         model=place.model,
         base_url=place.base_url,
@@ -187,7 +187,7 @@ async def raw_async(place: Place, texts: list[str], connections: int, batch: int
 
 
 def from_threads(count: int, texts: Sequence[str], ask: Callable[[str], Any]) -> list[Any]:
-    """Return what ``ask`` gives for each text, asked from ``count`` threads of one's own."""
+    """Return what ``ask`` gives for each text, asked from ``count`` threads."""
     numbers = itertools.count()
     answers: list[Any] = [None] * len(texts)
 

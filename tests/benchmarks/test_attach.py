@@ -1,4 +1,4 @@
-"""What attaching to a running server costs, beside the openai SDK that is told its URL.
+"""What attaching to a running server costs, compared with the openai SDK, which gets its URL.
 
 ``make bench`` prints the figures. Nothing here asserts a time.
 """
@@ -80,7 +80,7 @@ def test_in_one_process(server: emberd.Server) -> None:
 
 
 def test_fresh_processes_from_import_to_first_vector(server: emberd.Server) -> None:
-    """A new interpreter that finds the server by itself, and one that is told where it is."""
+    """A new interpreter that finds the server by itself, and one that gets its URL."""
     told = environment(URL=server.endpoint.base_url, KEY=server.endpoint.api_key or "")
 
     def run(program: str) -> None:

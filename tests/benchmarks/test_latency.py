@@ -46,7 +46,7 @@ def rows_of(times: dict[str, list[float]]) -> list[Row]:
 
 
 def ratios_of(rows: Sequence[Row]) -> list[Ratio]:
-    """Return how much longer each of ours takes than the SDK."""
+    """Return how much longer each of our classes takes than the SDK."""
     medians = {row.name: row.figures["median"] for row in rows}
     return [
         Ratio(f"{name} beside the SDK", median - medians[SDK], MOST_MS, at_most=True, unit=" ms")

@@ -1,6 +1,6 @@
 """How much memory a process takes while a million texts stream through it.
 
-The texts come from a generator and the vectors are let go. A process of its own does it all, and
+The texts come from a generator and the vectors are dropped. A separate process does it all, and
 says how much it held after the first thousand vectors, and at most afterwards. ``make bench``
 prints the figures. Nothing here asserts a size.
 """

@@ -50,7 +50,7 @@ def urls() -> Iterator[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def nodes(urls: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    """Two nodes, each of which is told of one of the servers."""
+    """Two nodes, each of which gets the URL of one of the servers."""
     root = tmp_path_factory.mktemp("r")
     # Sockets of Ray lie in it, and their paths must be short.
     with two_nodes(Path(root), EMBERD_DISCOVER=urls) as found:

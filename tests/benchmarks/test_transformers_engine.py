@@ -95,7 +95,7 @@ def ours(
 
 
 class Theirs:
-    """sentence-transformers in a process of its own."""
+    """sentence-transformers in a separate process."""
 
     def __init__(self, python: str, model: Path, dtype: str, threads: str) -> None:
         environment = process_env.for_server_of(python)

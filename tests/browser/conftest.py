@@ -153,7 +153,7 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def tab(context: BrowserContext, gateway: Running) -> Iterator[Tab]:
-    """A tab of its own, which asked for nothing elsewhere and had no error at the end."""
+    """A separate tab, which asked for nothing elsewhere and had no error at the end."""
     tab = Tab(context.new_page(), gateway)
     tab.watch()
     yield tab

@@ -82,7 +82,7 @@ def test_part_that_cannot_be_opened_is_not_called_damaged(tmp_path: Path, source
         run([source, tmp_path / "bad.jsonl"], tmp_path / "out.jsonl")
     part, *_ = (tmp_path / "out.jsonl.parts").glob("*.parquet")
     part.rename(tmp_path / "moved")
-    part.symlink_to(part)  # opening it fails, whoever asks
+    part.symlink_to(part)  # opening it fails for every user
     with pytest.raises(EmberdError, match="symbolic links") as raised:
         run([source, tmp_path / "bad.jsonl"], tmp_path / "out.jsonl")
     assert "damaged" not in str(raised.value)

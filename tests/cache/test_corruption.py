@@ -47,7 +47,7 @@ def use(path: Path, count: int = COUNT) -> Cache:
 
 
 def works_after_deletion(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The first warning names the file, and what to do; no vector is wrong meanwhile."""
+    """The first warning names the file, and what to do; no vector is wrong at any time."""
     before = path.read_bytes()
     use(path)
     assert path.read_bytes() == before

@@ -15,7 +15,7 @@ from emberd.cache import open_cache
 from emberd.cache.cache import CircuitBreaker
 from managed import environment
 
-# As a user who may not write there, whoever runs the tests.
+# As a user who may not write there, also if root runs the tests.
 READ_ONLY = """
 import os, sys
 from cache.made import keys, right, units

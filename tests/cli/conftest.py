@@ -1,4 +1,4 @@
-"""A home of its own for each test of the command, and nothing left of it afterwards."""
+"""A new home for each test of the command, which leaves nothing behind."""
 
 from __future__ import annotations
 

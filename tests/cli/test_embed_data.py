@@ -1,4 +1,4 @@
-"""``embed`` of data sets, with real servers: killed and given again, told of what it left out."""
+"""``embed`` of data sets, with real servers: killed and repeated, and the rows that it left out."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(emberd: Command, tmp_
     assert emberd("up", *stub(drain=0.1)).code == 0
     while not target.exists():
         with emberd.begin(*command) as process:
-            # Killed when it has done more than the one before it, at a time that nobody chose.
+            # Killed when it has done more than the one before it, at no particular time.
             _wait_for_more(parts, process)
             process.send_signal(signal.SIGKILL)
             process.communicate()

@@ -25,7 +25,7 @@ NAME = "Qwen/Qwen3-Reranker-0.6B"
 
 @pytest.fixture
 def server() -> Iterator[FakeReranker]:
-    """A server whose scores mean nothing, which its users are told of."""
+    """A server whose scores mean nothing, about which users are warned."""
     with FakeReranker(model=NAME, fault="swapped", api_key="right") as running:
         yield running
 

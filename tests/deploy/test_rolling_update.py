@@ -48,7 +48,7 @@ class Switch:
     def close(self) -> None:
         """Close the listener and all connections."""
         for each in (self._listener, *self._open):
-            # Wakes up whoever waits for it, which close does not.
+            # Wakes up the threads that wait for it, which close does not.
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
             each.close()

@@ -1,4 +1,4 @@
-"""The whole examination: nothing that hangs, crashes or is secret comes out of it."""
+"""The whole examination: it does not hang or crash, and shows no secret."""
 
 from __future__ import annotations
 

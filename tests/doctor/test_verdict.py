@@ -59,7 +59,7 @@ def test_if_the_given_server_is_unusable_only_that_is_a_problem() -> None:
 
 
 def test_the_problem_that_comes_first_is_told_whatever_their_order() -> None:
-    """Nobody is to install ten gigabytes for a disk, or a card, that has no room for them."""
+    """The advice is not to install ten gigabytes if the disk or the card is too small for them."""
     parts = [Part.MODEL, Part.ENGINE, Part.GPU, Part.DISK, Part.STATE]
     for last in range(len(parts), 0, -1):
         verdict, _ = judge(WANTED, [trouble(part) for part in parts[:last]])

@@ -26,7 +26,7 @@ def wheels(tmp_path: Path) -> Path:
 def index(
     tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[dict[str, str]]:
-    """The environment in which installers find ``wheels`` alone, and uv is a quick one of ours."""
+    """The environment in which installers find only ``wheels``, and uv is a quick stub."""
     variables = {
         "PATH": tiny_engine.path_with_uv(tmp_path / "bin", tiny_engine.QUICK_UV),
         "PIP_CONFIG_FILE": "/dev/null",

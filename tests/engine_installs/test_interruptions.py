@@ -19,7 +19,7 @@ from emberd.env import Places
 from emberd.errors import InstallError
 from emberd.installs import install, installed, lock_holder, remove, sites
 
-_PATIENCE_S = 60.0  # an environment with a pip of its own, on a busy machine
+_PATIENCE_S = 60.0  # an environment with its own pip, on a busy machine
 
 pytestmark = pytest.mark.usefixtures("index")
 

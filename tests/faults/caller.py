@@ -176,7 +176,7 @@ class _Use:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.manager = Manager(setup.home, timing=Timing(**setup.timing))
-        # A stub's model describes no prompts of its own.
+        # A stub's model describes no prompts.
         bare = "" if setup.model.startswith("stub/") else None
         self.embedder = Embedder(
             setup.model,

@@ -1,4 +1,4 @@
-"""Runs a program of the campaign: in a process of its own, which forks and mounts as it likes."""
+"""Runs a program of the campaign in a separate process, which may fork and mount."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs random histories, several at once, each in a process and a world of its own.
+"""Runs random histories, several at once, each in a separate process and folder.
 
 ``python -m faults.run_histories --seeds 0:100 --width 2``
 """

@@ -1,8 +1,8 @@
 """Many processes that ask for one server while it, its supervisor and they themselves are killed.
 
 ``python -m faults.storm --processes 64 --rounds 50``. In each round all processes ask at once, and
-three kills strike at random moments. Each process must get the one server, or an error of ours; as
-soon as nothing is killed any more, all get the same server, and it works.
+three kills strike at random moments. Each process must get the one server, or an ``EmberdError``.
+When the kills end, all get the same server, and it works.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Storm:
             home=str(self._world.home),
             model=f"stub/m?witness={self._world.witness}&start=0.2",
             engine="stubs.engine",
-            # As long as a user's, so that nobody is refused for a lock that 64 wait for.
+            # As long as a user's, so that none of the 64 that wait for the lock is refused.
             timing=asdict(replace(TIMING, lock_s=60.0)),
             start_timeout=60.0,
         )

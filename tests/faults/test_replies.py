@@ -1,4 +1,4 @@
-"""Mutated replies: whatever a server sends, the result is right vectors or an error of ours.
+"""Mutated replies: whatever a server sends, the result is right vectors or an ``EmberdError``.
 
 ``FAULTS_SEED=123 pytest tests/faults/test_replies.py -s`` starts with that seed.
 """

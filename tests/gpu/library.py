@@ -1,4 +1,4 @@
-"""The part about having no server: sentence-transformers in a process of its own."""
+"""The part about having no server: sentence-transformers in a separate process."""
 
 from __future__ import annotations
 

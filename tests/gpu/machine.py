@@ -121,7 +121,7 @@ def memory(bench: Bench, report: Report) -> None:
     report.figure("used_gib", used)
     report.figure("how", how)
     need = plan.get("memory", 0.0)
-    # What a machine's own memory holds for a process is not to be told from what others share.
+    # Private memory of a process cannot be told apart from memory that it shares.
     ok = used <= need or bench.device == CPU
     report.require(ok, f"{used:.2f} GiB is taken, more than the plan's {need:.1f} GiB")
     report.figure("plan_by_used", round(need / used, 3))

@@ -124,7 +124,7 @@ def read_json(path: Path) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    # NumPy's numbers have item(); nothing else is handed in.
+    # NumPy's numbers have item(); no other kinds occur.
     return value.item()
 
 

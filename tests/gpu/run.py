@@ -126,7 +126,7 @@ def _listed(text: str) -> list[str]:
 
 
 def _set_up(options: argparse.Namespace, folder: Path) -> bench.Bench:
-    """Give the run a home of its own and one GPU; return what its parts are given.
+    """Give the run a new home and one GPU; return what its parts are given.
 
     Raises:
         LookupError: No interpreter has SGLang.
@@ -199,7 +199,7 @@ def _counted(results: Sequence[result.Result], seconds: float) -> str:
 def _engine_version(name: str) -> str | None:
     try:
         found = installs.locate(name)
-    except EmberdError:  # SGLang's interpreter has no transformers of its own
+    except EmberdError:  # SGLang's interpreter has no transformers
         return None
     return found.version if found else None
 
@@ -251,7 +251,7 @@ def _child(options: argparse.Namespace) -> int:
         getattr(importlib.import_module(module), name)(given, report)
     except result.SkippedError as skipped:
         report.skipped, report.why = str(skipped), skipped.why
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is the part's result
+    except Exception as error:  # noqa: BLE001 - any error is the part's result
         traceback.print_exc()
         report.require(False, f"{type(error).__name__}: {error}")
     report.ended = True

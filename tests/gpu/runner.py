@@ -1,4 +1,4 @@
-"""Runs parts one after another, each in a process with a time limit of its own.
+"""Runs parts one after another, each in a process with its own time limit.
 
 A part is a function that takes a ``Bench`` and a ``Report``. It runs in a process that leads a
 session, so that all it started can be ended with it; a server's supervisor leads a session of its

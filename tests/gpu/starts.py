@@ -126,7 +126,7 @@ def _killed(bench: Bench, report: Report, pid: Callable[[], int | None], name: s
     report.figure("texts", len(texts))
     report.require(killed is not None, f"no {name} was found to be killed")
     report.require(killed is None or not _lives(killed), f"the {name} lives after kill -9")
-    # Before anything else is asked: whoever asks would start a server by it.
+    # Before any other call, because each of them would start a server.
     ready = [own.start_id for own in bench.manager.status() if own.state == "ready"]
     healed = len(ready) == 1 and ready[0] != first.start_id
     report.require(healed, "the ingest ended without a new server: it was over before the kill")

@@ -46,7 +46,7 @@ def transformers(bench: Bench, report: Report) -> None:
 
 
 def batch(bench: Bench, report: Report) -> None:
-    """Compare texts that travel together with the same texts alone."""
+    """Compare texts of one request with the same texts in separate ones."""
     embedder = bench.shared(query_instruction=NO_INSTRUCTION)
     texts = bench.texts(_BATCH_TOKENS)[:_BATCH_TEXTS]
     together = embedder.embed_documents(texts)

@@ -1,4 +1,4 @@
-"""A home of its own for each test, and nothing left of it afterwards."""
+"""A new home for each test, which leaves nothing behind."""
 
 from __future__ import annotations
 

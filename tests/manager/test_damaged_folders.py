@@ -60,7 +60,7 @@ MOMENTS: Final = {
     **dict.fromkeys(("starting", "killed", "stopped"), ("missing", "fifo")),
 }
 # A server that runs gets one damage after the other; at other moments each damage costs two starts,
-# so files that say nothing of one another are damaged together.
+# so only files that are independent of one another are damaged together.
 CASES: Final = [
     *(((name,), "running") for name in (*FILES, *OTHER_FILES)),
     *(
@@ -122,7 +122,7 @@ def _remove_what_is_named(home: Path, errors: list[Any]) -> None:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        waiting.remove(path)  # its supervisor may still run, and write its record meanwhile
+        waiting.remove(path)  # its supervisor may still run, and write its record now
     else:
         path.unlink(missing_ok=True)
 
@@ -145,13 +145,13 @@ def arrange(manager: Manager, spec: ServerSpec, moment: str, go: Path) -> Path:
         (status,) = manager.status()
         psutil.Process(status.supervisor_pid).kill()
         waiting.until(lambda: not locks.is_alive(folder))
-        # The orphan reaper ends the server; a call meanwhile is what other tests are for.
+        # The orphan reaper ends the server; other tests call in the meantime.
         waiting.until(lambda: not leftovers.find([str(folder)]))
     return folder
 
 
 def _damage(file: Path, kind: str) -> bool:
-    """Damage a file; return False if its supervisor removed or wrote it meanwhile."""
+    """Damage a file; return False if its supervisor removed or wrote it at the same time."""
     if file.is_symlink() or not file.is_file():  # not there, or damaged by the last one
         _remove(file)
         file.touch(mode=0o600)

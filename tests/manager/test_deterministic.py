@@ -90,7 +90,7 @@ def test_a_route_that_does_not_answer_does_not_mean_that_the_server_lacks_it(
 ) -> None:
     @dataclass
     class Closed(Reporting):
-        """It computes deterministically, but nobody can find that out."""
+        """It computes deterministically, but no client can find that out."""
 
         def routes(self) -> dict[str, Answer]:
             answer = _break_off if status is None else lambda *_: reply(status, {})

@@ -77,7 +77,7 @@ def test_the_death_signal_outlives_exec_and_follows_a_killed_parent() -> None:
 @linux_only
 def test_a_subreaper_gets_orphans_that_left_its_session() -> None:
     pid = os.fork()
-    if pid == 0:  # a process of its own: being a subreaper cannot be undone
+    if pid == 0:  # a separate process: being a subreaper cannot be undone
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
         orphan = "import subprocess, sys; subprocess.Popen(['sleep', '60'], start_new_session=True)"
         subprocess.run([sys.executable, "-W", "ignore", "-c", orphan], check=True)

@@ -192,7 +192,7 @@ def test_start_that_is_killed_again_and_again_is_an_error_for_all_who_wait(
     errors = [waiter.exception() for waiter in waiters]
     assert {type(error) for error in errors} == {StartError}
     assert {"3 starts in a row were killed" in str(error) for error in errors} == {True}
-    # A waiter that the machine kept from running may have missed one, and begins to count anew.
+    # A waiter that the machine kept from running may have missed one, and starts to count again.
     assert len(set(killed)) >= 3
 
 

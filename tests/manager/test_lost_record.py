@@ -156,7 +156,7 @@ def test_record_that_is_lost_while_the_server_drains_is_rewritten(
     assert (status.state, status.detail) == (State.ABSENT, "stopped on request")
 
 
-# ---------------------------------------------------------------- who asks meanwhile
+# ---------------------------------------------------------------- concurrent callers
 
 
 def test_caller_gets_the_running_server_although_its_record_was_just_lost(

@@ -20,7 +20,7 @@ from ports import free_port
 
 @pytest.fixture
 def port() -> int:
-    """A port that nobody has now."""
+    """A port that is unused now."""
     return free_port()
 
 

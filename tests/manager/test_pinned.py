@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def changed_later() -> Iterator[pytest.MonkeyPatch]:
-    """Files that changed a minute from now: nobody can set the time that the kernel keeps."""
+    """Files that changed a minute from now: no user can set the time that the kernel keeps."""
     real = model_files.changed_s
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_files, "changed_s", lambda name: real(name) + 60)

@@ -35,7 +35,7 @@ def test_a_zombie_has_ended() -> None:
     assert identity is not None
     child.kill()
     waiting.until(lambda: processes.identify(child.pid) is None)
-    assert child.returncode is None, "nobody has reaped it: it is still a zombie"
+    assert child.returncode is None, "it was not reaped: it is still a zombie"
     assert not identity.is_running()
     child.communicate()
 

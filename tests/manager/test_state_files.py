@@ -373,7 +373,7 @@ def test_failure_to_rewrite_is_reported_once_and_tried_again(
 def test_record_that_could_not_be_published_is_written_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also if the old one was read meanwhile, and was right when it was read."""
+    """Also if the old one was read concurrently, and was right when it was read."""
     monkeypatch.setattr(paths, "_SETTLED_S", 0.0)
     descriptor = locks.take_liveness(tmp_path)
     assert descriptor is not None

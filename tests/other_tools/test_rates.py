@@ -1,7 +1,7 @@
 """The same checkpoint served by emberd's engines and by other tools, on this machine's CPU.
 
 ``make bench-tools`` prints the figures. A round starts each tool, sends it the same requests, and
-ends it, so that no other server takes processor time meanwhile. The texts go out twice: through the
+ends it, so that no other server takes processor time. The texts go out twice: through the
 openai SDK, in requests that are equal for all, and through ``Embedder``, which sorts them by length
 and sends as much in a request as the server should get. Nothing here asserts a time.
 """

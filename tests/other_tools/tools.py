@@ -143,7 +143,7 @@ def served(tool: Tool, model: Path, log: Path) -> Iterator[tuple[str, psutil.Pro
     """
     port = free_port()
     url = f"http://127.0.0.1:{port}/v1"
-    # Not the environment of the tests: the frameworks' modules are no part of these programs.
+    # Not the environment of the tests: these programs do not contain the frameworks' modules.
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with log.open("ab") as output:
         process = subprocess.Popen(

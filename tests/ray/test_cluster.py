@@ -122,7 +122,7 @@ def test_the_class_serves_a_map_batches_of_the_users_own(ray_nodes: Nodes) -> No
 def test_settings_of_the_driver_win_over_those_of_the_nodes(
     ray_nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Each node has an instruction of its own: see ray_cluster.
+    # Each node has a different instruction: see ray_cluster.
     monkeypatch.setenv("EMBERD_MODEL", MODEL)
     monkeypatch.setenv("EMBERD_DOCUMENT_INSTRUCTION", "{text}")
     (row,) = embed(dataset(1, 1), actors=1).take_all()

@@ -134,7 +134,7 @@ def answer(case: dict[str, Any]) -> dict[str, Any]:
             "attention": attention(server_args, case["capability"]),
         }
         return said | (pool(server_args, view, case) if case["sized"] else {})
-    except (Exception, SystemExit):  # noqa: BLE001 - whatever it says is the answer
+    except (Exception, SystemExit):  # noqa: BLE001 - the error is the answer
         return {"error": traceback.format_exc()}
 
 

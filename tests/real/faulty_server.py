@@ -172,7 +172,7 @@ class FaultyEncoder:
 def make(folder: Path) -> None:
     """Write a tiny checkpoint of which one layer has numbers too large for float16.
 
-    What goes into their product is multiplied, and what comes out divided by the same.
+    The inputs of their product are multiplied, and the results divided by the same factor.
     """
     make_tiny.main(folder, 2, 128)
     weights = load_file(folder / "model.safetensors")

@@ -1,4 +1,4 @@
-"""The vectors of Hugging Face Transformers, written by nobody here; run by an engine's interpreter.
+"""The vectors of Hugging Face Transformers, without emberd; run by an engine's interpreter.
 
 ``python reference.py FOLDER [DTYPE]`` reads texts as JSON from its input and writes, as JSON, for
 each its token ids and its vector: the last token's hidden state, one text at a time, normalised in

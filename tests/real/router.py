@@ -20,7 +20,7 @@ _END_S: Final = 30.0
 
 
 def install(folder: Path) -> str:
-    """Install the router into an environment of its own; return its interpreter."""
+    """Install the router into a separate environment; return its interpreter."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=_INSTALL_S)
     python = str(folder / "bin" / "python")
     wanted = f"sglang-router=={VERSION}"

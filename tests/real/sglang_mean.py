@@ -1,8 +1,8 @@
 """The mean that SGLang takes of token states; run by its interpreter.
 
 ``python sglang_mean.py`` writes, as JSON, the least cosine of SGLang's mean with the exact one, for
-short texts alone and behind other texts of a batch. Their states have a common direction, as those
-of real models have, and the format in which SGLang keeps them.
+short texts by themselves and behind other texts of a batch. Their states have a common direction,
+as those of real models have, and the format in which SGLang keeps them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ TEXTS, TOKENS, HIDDEN = 200, 12, 128
 
 
 def main() -> dict[str, float]:
-    """Return the least cosine of texts alone and of texts in one batch."""
+    """Return the least cosine of texts in separate requests and in one batch."""
     import torch
 
     pooler: Any = importlib.import_module("sglang.srt.layers.pooler")

@@ -3,7 +3,7 @@
 ``python -m real.sixty_texts FOLDER [URL]``, in ``tests``: FOLDER is a checkpoint for last-token
 pooling; if it does not exist, a tiny one with random weights and Qwen's real tokenizer is written
 there. Serve FOLDER, and give the root of that server as URL. The texts go through
-``Embedder(FOLDER, base_url=URL)``, in one call and each in a call of its own. Printed are, for each
+``Embedder(FOLDER, base_url=URL)``, in one call and in one call each. Printed are, for each
 kind, the least cosines of the server, and of Transformers in the dtype of most servers, bfloat16,
 to Transformers in float32; and each text whose cosine is below LEAST_COSINE or that gave an error.
 """

@@ -37,7 +37,7 @@ def all_gone(home: Path) -> Iterator[None]:
 
 
 def _started(home: Path) -> set[str]:
-    # A test may give each engine a home of its own below this one.
+    # A test may give each engine a separate home below this one.
     written = home.rglob(f"{history.NAME}*")
     lines = [line for file in written for line in file.read_text().splitlines()]
     return {start_id for line in lines if (start_id := json.loads(line).get("start_id"))}

@@ -1,6 +1,6 @@
 """LiteLLM's proxy as a process, in front of a gateway.
 
-Its pins clash with those of the clients, so it has an environment of its own.
+Its pins clash with those of the clients, so it has a separate environment.
 """
 
 from __future__ import annotations

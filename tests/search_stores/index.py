@@ -15,7 +15,7 @@ _NUMBERS: Final = itertools.count()
 
 
 class Index:
-    """An index that does not exist yet; each has a name of its own."""
+    """An index that does not exist yet; each has a different name."""
 
     def __init__(self, url: str) -> None:
         self.url = url

@@ -110,7 +110,7 @@ class Prometheus:
         return reply.json()["data"]
 
     def values(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        """Return the current samples of an expression, without those that are no number."""
+        """Return the current samples of an expression, without those that are not numbers."""
         found = self.get("query", query=expression)["result"]
         values = [(each["metric"], float(each["value"][1])) for each in found]
         return [(labels, value) for labels, value in values if not math.isnan(value)]

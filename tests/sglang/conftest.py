@@ -47,7 +47,7 @@ _ONE_SERVER: Final = (
 )
 _ONE_PORT: Final = ("test_by_hand.py", "test_quick_start.py")
 _ONE_RERANKER: Final = ("test_reranker.py", "test_rerankers_in_frameworks.py")
-_APART: Final = ("test_failures.py",)  # each of its tests starts a server of its own
+_APART: Final = ("test_failures.py",)  # each of its tests starts its own server
 _ORDER: Final = ("test_gpu_script.py", *_ONE_SERVER, *_ONE_PORT, *_ONE_RERANKER)
 _GROUPS: Final = {
     file: group[0] for group in (_ONE_SERVER, _ONE_PORT, _ONE_RERANKER) for file in group

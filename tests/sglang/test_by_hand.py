@@ -43,7 +43,7 @@ def other(sglang_side: EngineSide, tmp_path_factory: pytest.TempPathFactory) -> 
 def elsewhere(
     sglang_python: str, other: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ByHand]:
-    """Another model, with a key, under a name of its own, on some port."""
+    """Another model, with a key, under another name, on some port."""
     folder = tmp_path_factory.mktemp("elsewhere")
     named = ("--served-model-name", "house/embedder", "--api-key", _KEY)
     # The last of two counts: less room than the model's context.

@@ -124,7 +124,7 @@ def _cases(kinds: Sequence[Checkpoint], *, per_engine: bool) -> list[Any]:
 
 @contextmanager
 def _engine(engine: str, home: Path) -> Iterator[None]:
-    """Let every class start a server of its own by this engine; none is left afterwards."""
+    """Let every class start its own server by this engine; none is left afterwards."""
     with pytest.MonkeyPatch.context() as patch, all_gone(home), warnings.catch_warnings():
         # That emberd has not compared the architecture with a reference; this does.
         warnings.simplefilter("ignore", UserWarning)

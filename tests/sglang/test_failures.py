@@ -1,4 +1,4 @@
-"""Starts of the real SGLang that fail, as whoever wanted the server is told of them."""
+"""Starts of the real SGLang that fail, and the errors that callers get."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def start(
 def broken(tiny: Path, tmp_path: Path) -> Callable[..., Path]:
     """Copy the tiny checkpoint, change what its configuration says, and return the copy.
 
-    Each is one of its own: a running server of the same files would be found and used.
+    Each is a separate one: a running server of the same files would be found and used.
     """
 
     def copy(**changes: object) -> Path:

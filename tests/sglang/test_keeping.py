@@ -118,7 +118,7 @@ def test_a_part_killed_while_loading_is_followed_by_a_start_that_succeeds(
         assert victim is not None
         victim.kill()
         starting.join(_START_S)
-        # Whoever waited has a server, or knows why not; whoever comes then has one.
+        # Each caller that waited has a server or an error; each later caller has a server.
         assert isinstance(outcome[0], Server | StartError)
         assert embedder.embed_query("a").shape == (128,)
         Manager(home).stop()
@@ -154,7 +154,7 @@ def test_a_stop_under_load_drains_what_was_sent(home: Path, embedder: Embedder) 
     _after_some_requests(server)
     Manager(home).stop()
     job.join(_START_S)
-    # The job is told that a person stopped its server; what the server had taken, it answered.
+    # The job gets an error: a person stopped its server. The server answered what it had accepted.
     assert isinstance(outcome[0], ServerStoppedError)
     told = log.read_bytes()[before:]
     assert b"Remaining number of requests 0" in told

@@ -1,6 +1,6 @@
 """Faults planted in the model code of a real server, and what finds them.
 
-The table of ``docs/other-servers.md`` is made by this file. To write it anew:
+The table of ``docs/other-servers.md`` is made by this file. To write it again:
 ``PYTHONPATH=tests:tests/sglang .venv/bin/python -c "import test_planted_faults as t; t.write()"``.
 """
 

@@ -39,7 +39,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def server(home: Path, tiny: Path) -> Server:
-    """A server on the default port without a key, which stops when nobody uses it."""
+    """A server on the default port without a key, which stops when it is idle."""
     manager = Manager(home)
     spec = embedder_for(tiny, manager).settings.spec
     open_port = StartOptions(port=DEFAULT_PORT, no_auth=True)

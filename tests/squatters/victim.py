@@ -1,4 +1,4 @@
-"""The user under attack: starts servers, kills them, and embeds texts meanwhile.
+"""The user under attack: starts servers, kills them, and embeds texts at the same time.
 
 Run as its own process and user: ``victim.py KIND COUNT MODEL OUT [URL]``. Writes to OUT a line of
 JSON for each round: its outcome, and the keys of the servers that it used.

@@ -17,7 +17,7 @@ from stores.store import InPostgres, Store
 
 __all__ = ["stopped_at_the_end"]
 
-# Each is another package's, and told to nobody who could do something about it here.
+# Each is a warning about another package, which cannot be fixed here.
 _FOREIGN = (
     "ignore:`langchain-community` is being sunset:DeprecationWarning",
     "ignore:legacy embedding function config:DeprecationWarning",

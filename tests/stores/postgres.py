@@ -56,7 +56,7 @@ class Database:
 
 @contextlib.contextmanager
 def running() -> Iterator[Database]:
-    """Start a server on a socket in a folder of its own, and stop it at the end."""
+    """Start a server on a socket in a new folder, and stop it at the end."""
     # The session's folder is closed to other users, and PostgreSQL does not run as root.
     with tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp") as folder:
         user = "nobody" if os.geteuid() == 0 else None

@@ -128,7 +128,7 @@ except Exception as error:
 def test_a_pgvector_object_without_a_length_takes_any_and_breaks_at_the_next_query(
     database: Database,
 ) -> None:
-    # In a process of its own: the length that the others gave would count here too.
+    # In a separate process: the length that the others gave would count here too.
     ended = subprocess.run(
         [sys.executable, "-c", _WITHOUT_A_LENGTH, database.url("psycopg")],
         env=managed.environment(),

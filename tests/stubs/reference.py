@@ -47,7 +47,7 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answer as the interpreter, or as the program that it was told to run."""
+    """Answer as the interpreter, or as the program that its arguments name."""
     if "-I" in sys.argv:
         print(json.dumps({"version": "5.0", "packages": os.path.dirname(__file__), "missing": []}))
         return

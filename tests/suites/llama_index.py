@@ -1,6 +1,6 @@
 """What LlamaIndex does with an embedding, as a suite that every engine has to pass.
 
-LlamaIndex has no suite of its own for embeddings, as LangChain has. A subclass gives the settings
+LlamaIndex has no suite for embeddings, unlike LangChain. A subclass gives the settings
 of its engine. What an index answers is held against the vectors that ``Embedder`` gives for each
 role, so that it is told with any weights.
 """

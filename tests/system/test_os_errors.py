@@ -1,4 +1,4 @@
-"""Errors of the operating system: the path, the fact and what to do, as an error of ours."""
+"""Errors of the operating system: the path, the fact and what to do, as an ``EmberdError``."""
 
 from __future__ import annotations
 

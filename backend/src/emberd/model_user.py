@@ -206,7 +206,7 @@ class ModelUser:
                 sdk_client=self._given_client,
                 cache=self._cache_adapter(),
             )
-            # Another thread may have completed the settings meanwhile, and seen no client.
+            # Another thread may have completed the settings in between, without a client.
             if settings is not self._settings:
                 self._sync = self._sync.using(self._settings)
         return self._sync

@@ -28,7 +28,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A folder with code, also in a folder of its own."""
+    """A folder with code, also in a subfolder."""
     folder = tmp_path / "model"
     for file in ("modeling.py", "inner/more.py", "config.json"):
         (folder / file).parent.mkdir(exist_ok=True, parents=True, mode=0o755)

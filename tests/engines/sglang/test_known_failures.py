@@ -249,7 +249,7 @@ def test_the_model_is_named_from_the_settings_that_the_log_holds() -> None:
 
 
 def test_lost_port_is_a_failure_although_the_process_still_runs() -> None:
-    """SGLang asks whoever has the port for two minutes whether it is warm."""
+    """For two minutes SGLang asks the process that has the port whether it is warm."""
     assert has_failed(sglang_logs.read("port-taken").text)
     assert not has_failed(sglang_logs.read(READY).text)
     assert not has_failed("")

@@ -47,7 +47,7 @@ async def test_the_siblings_of_a_failed_slice_go_on_to_their_end_and_leave_nothi
     with pytest.raises(RejectedError):
         await embedding.aget_text_embedding_batch(_TEXTS)
     siblings = asyncio.all_tasks() - {asyncio.current_task()}
-    assert siblings, "nobody cancels them"
+    assert siblings, "nothing cancels them"
     await asyncio.wait(siblings)
     assert {text for inputs in server.embedded for text in inputs} == set(_TEXTS)
     assert server.most_in_flight <= 2

@@ -60,7 +60,7 @@ class _Shown:
 def watch(*, show_all: bool, interval_s: float, as_json: bool) -> NoReturn:
     """Show what the servers do, until it is interrupted.
 
-    On a terminal the view is drawn in place, otherwise each one is printed below the last.
+    On a terminal the view is drawn in place, otherwise each one is printed after the last.
 
     Args:
         show_all: Whether servers that have stopped are included.

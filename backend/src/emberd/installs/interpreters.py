@@ -197,7 +197,7 @@ def query(python: str, distribution: str, modules: Sequence[str] = ()) -> Distri
 
 
 def _run(python: str, script: str, *arguments: str) -> str:
-    """Return the output of a script of ours; raises ``OSError`` if it fails."""
+    """Return the output of one of our scripts; raises ``OSError`` if it fails."""
     try:
         done = subprocess.run(  # noqa: S603 - the interpreter is the user's, or ours
             [python, "-I", "-c", script, *arguments],

@@ -35,7 +35,7 @@ def scratch_path(start_id: str) -> str:
     It is not in the state folder, whose path may be longer than sockets allow.
 
     Raises:
-        StateFolderError: There is no folder for it.
+        StateFolderError: It has no folder.
     """
     return os.path.join(temporary_folder(), f"{_PREFIX}{start_id}")
 

@@ -1,7 +1,7 @@
 """The servers of this user on this machine, as the plan of another server sees them.
 
 A server takes some of its planned memory only with its first large batch, and NVML reports that as
-free until then. So each supervisor publishes its plan in its record, and whoever plans subtracts
+free until then. So each supervisor publishes its plan in its record, and each new plan subtracts
 what the running servers will still take. Starts on the same GPU follow one another, because each
 holds the lock on the GPU from its plan until it is ready: two plans never count the same memory.
 """

@@ -85,7 +85,7 @@ class Event:
         server: The name of its state folder.
         start_id: The id of the start that it concerns.
         model: The model; empty if it is not known, like the following ones.
-        task: What the model does; ``GATEWAY`` for the gateway, whose ``model`` is no model.
+        task: What the model does; ``GATEWAY`` for the gateway, whose ``model`` is "gateway".
         engine: The engine.
         machine: The boot and the namespaces in which it happened.
         facts: What else is known: seconds, phases, cause and others.
@@ -331,7 +331,7 @@ def _events(lines: Iterable[Mapping[str, Any]]) -> Iterator[Event]:
         first = known.setdefault(event.start_id, event) if event.start_id else event
         if not event.model:
             event = replace(event, model=first.model, task=first.task, engine=first.engine)
-        # It may also be told of a supervisor that has ended in an orderly way just before, and two
+        # It may also be called for a supervisor that has just ended in an orderly way, and two
         # processes may find the same death.
         if event.event == SUPERVISOR_KILLED:
             if event.start_id in ended:

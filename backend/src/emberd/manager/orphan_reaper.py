@@ -8,7 +8,7 @@ gone. First it notes the kill in the history of the home.
 
 The kernel's parent-death signal reaches only one process, the server itself. Its descendants may
 request that signal too, but only once their interpreter has started: a scheduler of SGLang imports
-for ten seconds before that, and would continue to run, and use a GPU, if its parent died meanwhile.
+for ten seconds before that, and would continue to run, and use a GPU, if its parent died then.
 
 No module of emberd is imported here, because this process starts with every server and remains as
 small as it can be.
@@ -132,7 +132,7 @@ def existing_memory() -> set[int]:
 
 
 def unseen_memory(prefixes: tuple[str, ...], killed_at: float) -> set[int]:
-    """Return the inodes of shared memory that nobody has, made just before a server was killed.
+    """Return the inodes of unused shared memory that was made just before a server was killed.
 
     A process can be killed before anybody looks at the memory that it has just made. Only memory
     whose name only its engine gives is meant, and only that of the last moment: another container
@@ -203,7 +203,7 @@ def _remove(inodes: set[int]) -> None:
         }
         if not there:
             return
-        # Memory that a process still has is in use, whoever made it.
+        # Memory that a process has mapped is in use, no matter which process made it.
         used = set().union(*map(shared_memory_inodes, _pids()))
         for inode in there.keys() - used:
             with suppress(OSError):

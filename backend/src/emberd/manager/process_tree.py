@@ -158,7 +158,7 @@ class ServerProcess:
             self._reaper = OrphanReaper(f"{processes.MARK}={mark}", scratch, socket, memory)
             undo.callback(self._reaper.stop)
             self.memory = cleanup.SharedMemory(scratch, tuple(memory))
-            # Read through the same descriptor: the file may be deleted or replaced meanwhile.
+            # Read through the same descriptor: the file may be deleted or replaced in between.
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
             self._log = os.open(log, flags, 0o600)
             undo.callback(os.close, self._log)

@@ -305,7 +305,7 @@ def sweep(home: Home, timing: Timing, *, locked: Path | None = None) -> None:
     """End processes of servers whose supervisors are dead, and remove their files.
 
     Only what is proven to be emberd's: it has the mark of a folder of this home whose supervisor
-    is dead and whose start lock is held here, so that no new supervisor can start in it meanwhile.
+    is dead and whose start lock is held here, so that no new supervisor can start in it.
 
     Args:
         home: The home whose folders are swept.

@@ -359,8 +359,8 @@ class Record:
         return StartError(failure.cause, advice=failure.advice, log_path=self.log_path or None)
 
 
-# At the first use of a class, msgspec keeps what it knows of it before it knows all of it: another
-# thread that uses the class meanwhile crashes the process (0.22.0). An import has one thread.
+# At the first use of a class, msgspec stores an incomplete description of it first. Another thread
+# that uses the class then crashes the process (0.22.0). An import has one thread.
 msgspec.json.Decoder(Record)
 
 

@@ -252,7 +252,7 @@ class Supervisor(ProcessSupervisor):
         names: tuple[str, ...] = ()
         waits = False
         while not self._stop_requested:
-            # Chosen anew each time: the best GPU may have become full during the wait.
+            # Chosen again each time: the best GPU may have become full during the wait.
             names = tuple(
                 self.engine.exclusive_resources(
                     self.record.spec, self.record.options, self._other_servers()

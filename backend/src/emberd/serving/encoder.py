@@ -46,7 +46,7 @@ class Encoder(Protocol):
     """A model. ``prepare`` may be called while another thread is in ``encode``.
 
     Attributes:
-        name: Name of the model, for people and for ``/model_info``.
+        name: Name of the model for messages and for ``/model_info``.
         dimensions: Length of a native vector.
         context_tokens: A text must have fewer tokens than this.
         batch_texts: Most texts in one call of ``encode``.

@@ -71,7 +71,7 @@ class DeviceChoice:
     Attributes:
         device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
         dtype: ``"bfloat16"`` or ``"float32"``.
-        why: Why this number format, for people.
+        why: Why this number format, as a sentence.
         free_bytes: Free memory of the device; None if it is unknown.
     """
 

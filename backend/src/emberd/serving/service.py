@@ -2,7 +2,7 @@
 
 One thread encodes, and requests take turns on it. Each batch is filled from the request at the
 head of the queue, then from the next ones. A request with texts left goes to the end of the queue
-after the batch, behind requests that arrived meanwhile. So many small requests share a batch, and
+after the batch, behind requests that arrived during it. So many small requests share a batch, and
 a small request waits for one batch behind a request of thousands of texts.
 
 All of this runs on the event loop; only ``Encoder.encode`` runs in the thread, and no lock is

@@ -421,7 +421,7 @@ def last_states(
     spans = list(pairwise([0, *ends]))
     device = model.device
     ids = torch.tensor([[token for row in rows for token in row]], device=device)
-    # A beginning of its own row starts at position 0, and every other row after it.
+    # The beginning of a row starts at position 0, and every other row after it.
     first = [0 if shared and number == 0 else shared for number in range(len(rows))]
     places = [torch.arange(at, at + len(row)) for at, row in zip(first, rows, strict=True)]
     states = model(

@@ -51,8 +51,8 @@ def held(
         path: The lock file; created if it is missing, in a folder that exists.
         timeout_s: How long to wait for the lock; 0 tries once.
         shared: Other shared holders are allowed.
-        note: Written into the file for people, and read by ``holder``; never used for the lock
-            itself.
+        note: Human-readable text that is written into the file, and read by ``holder``; never
+            used for the lock itself.
         mode: The mode of a file that is created; by default other users cannot open it.
 
     Raises:
@@ -74,7 +74,7 @@ def held(
         try:
             yield descriptor
         finally:
-            # Closing is not enough: a process that was forked meanwhile has a copy of the
+            # Closing is not enough: a process that was forked in between has a copy of the
             # descriptor and would keep the lock.
             with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_UN)

@@ -3,7 +3,7 @@
 A child that wrote to an inherited connection would mix its replies with the parent's. A lock that
 another thread held at the fork is never released in the child. An SQLite file that is open at a
 fork is damaged sooner or later, because its locks belong to the process. The locks of the import
-system cannot be replaced, so a fork waits until imports of ours have ended.
+system cannot be replaced, so a fork waits until our imports have ended.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _registered() -> list[ForkAware]:
     while True:
         try:
             return list(_REGISTERED)
-        except RuntimeError:  # another thread registered something meanwhile
+        except RuntimeError:  # another thread registered something in between
             continue
 
 

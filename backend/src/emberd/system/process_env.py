@@ -83,7 +83,7 @@ def for_server_of(python: str) -> dict[str, str]:
 
 
 def for_interpreter(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return the environment for another interpreter that runs a script of ours."""
+    """Return the environment for another interpreter that runs one of our scripts."""
     return _without(_NOT_FOR_INSTALLERS, environ)
 
 

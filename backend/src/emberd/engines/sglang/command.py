@@ -346,7 +346,7 @@ _RESERVED: Final[Mapping[str, str]] = {
 
 
 def other_cache(options: StartOptions, environ: Mapping[str, str]) -> OtherCache | None:
-    """Return where SGLang keeps a model that is no folder; None for the hub's cache."""
+    """Return where SGLang keeps a model that is not a folder; None for the hub's cache."""
     if environ.get(_MODELSCOPE, "").lower() in _YES:
         return OtherCache(f"{_MODELSCOPE} is set", is_modelscope=True)
     # Its parser completes a prefix; "--do" begins no other option.

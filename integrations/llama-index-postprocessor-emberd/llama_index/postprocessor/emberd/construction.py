@@ -10,7 +10,7 @@ from typing import Any, Final
 from llama_index.core.bridge.pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_core import InitErrorDetails
 
-from emberd import Reranker, SettingError
+from emberd import TASKS, Reranker, SettingError
 
 RERANKER: Final = "reranker"  # replaces all settings, see from_reranker
 
@@ -32,7 +32,7 @@ def reranker_of(owner: type[BaseModel], base: type[BaseModel], data: dict[str, A
 
     Args:
         owner: The class of the object.
-        base: ``EmberdRerank``; a class derived from it may declare its own defaults.
+        base: ``EmberdRerank``; a class derived from it may declare other defaults.
         data: The arguments; those that are not fields are removed.
 
     Raises:
@@ -89,7 +89,7 @@ def secret(value: str | None) -> SecretStr | None:
 
 
 def shown(reranker: Reranker) -> dict[str, Any]:
-    """Return the values of the fields; an instruction that was not given shows as the default."""
+    """Return the values of the fields; an instruction that was not given shows as web search."""
     values = {name: value for name, value in asdict(reranker.settings).items() if name in SETTINGS}
-    task = reranker.instruction or reranker.default_instruction
+    task = TASKS["web"] if reranker.instruction is None else reranker.instruction
     return {**values, "api_key": secret(reranker.settings.api_key), "instruction": task}
