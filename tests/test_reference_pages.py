@@ -31,7 +31,7 @@ def _cell(text: str) -> str:
 ERRORS_HEAD: Final = """\
 # Errors
 
-Every error of emberd is an `emberd.EmberdError`, or of a class below it. Many are also of a
+Every error of emberd is an `emberd.EmberdError`, or of a derived class. Many are also of a
 built-in class, so that code that catches `ValueError`, `TimeoutError` or `ConnectionError` works
 without emberd's names. The text of an error states what happened, the values, and what to do next.
 The causes of a failed start of SGLang are listed in [failures](../failures.md), the exit codes of
@@ -112,7 +112,7 @@ def _error_row(kind: type[EmberdError]) -> str:
 
 def _fields() -> Iterator[str]:
     for kind in _error_classes():
-        # Fields of a base that is not public are those of each class below it.
+        # Fields of a base that is not public are those of each derived class.
         for base in (kind, *(b for b in kind.__bases__ if b.__name__.startswith("_"))):
             _, _, attributes = inspect.cleandoc(base.__doc__ or "").partition("\nAttributes:\n")
             for name, meaning in re.findall(r"^ +(\w+): (.*)$", attributes, re.MULTILINE):

@@ -118,7 +118,7 @@ class _Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            # Without a terminal of its own the shell prints a warning. This process has one thread.
+            # Without a controlling terminal the shell warns. This process has one thread.
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY),  # noqa: PLW1509
         )
         os.close(slave)

@@ -25,7 +25,7 @@ Watch = Annotated[
         "--watch",
         "-w",
         help="Show what the servers do, again and again, until Ctrl-C. Without a terminal each "
-        "time is printed below the last, with --json as one line.",
+        "time is printed after the last, with --json as one line.",
     ),
 ]
 Interval = Annotated[

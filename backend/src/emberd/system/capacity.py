@@ -121,7 +121,7 @@ def _clean(folder: Path) -> int:
     with suppress(OSError, ValueError):
         lines = (folder / "memory.stat").read_text().splitlines()
         facts = {name: int(number) for name, number in (line.split() for line in lines)}
-        # Version 1 has the sums of a group and those below it under other names.
+        # Version 1 has other names for the sums of a group and its subgroups.
         is_first = "total_active_file" in facts
         prefix, changed = ("total_", "") if is_first else ("", "file_")
         dropped = (f"{prefix}active_file", f"{prefix}inactive_file")

@@ -57,7 +57,7 @@ class LogRule:
             keys.
         cause: What happened, in one sentence. ``{...}`` is a group of ``pattern`` or a fact.
         advice: What to do about it, with the same values.
-        source: Where the wording comes from, as file and line below the packages' root, if no
+        source: Where the wording comes from, as file and line in the packages' root, if no
             recorded log shows the failure; None if one does.
         port_taken, killed, final: As in ``Diagnosis``.
     """

@@ -10,7 +10,7 @@ from typing import Any, Final
 from llama_index.core.bridge.pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_core import InitErrorDetails
 
-from emberd import TASKS, Reranker, SettingError
+from emberd import Reranker, SettingError
 
 RERANKER: Final = "reranker"  # replaces all settings, see from_reranker
 
@@ -89,7 +89,7 @@ def secret(value: str | None) -> SecretStr | None:
 
 
 def shown(reranker: Reranker) -> dict[str, Any]:
-    """Return the values of the fields; an instruction that was not given shows as web search."""
+    """Return the values of the fields; an instruction that was not given shows as the default."""
     values = {name: value for name, value in asdict(reranker.settings).items() if name in SETTINGS}
-    task = TASKS["web"] if reranker.instruction is None else reranker.instruction
+    task = reranker.instruction or reranker.default_instruction
     return {**values, "api_key": secret(reranker.settings.api_key), "instruction": task}
