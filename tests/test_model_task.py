@@ -154,6 +154,10 @@ _TASK_SLOT = (
 _BEFORE, _AFTER = rerank_frame("{{ query }}", default="{task}")
 _PAIRS = f"{_ROLES}{_BEFORE}{{{{ document }}}}{_AFTER}\n"
 _TEMPLATE = _PAIRS.replace("{task}", _TASK_SLOT)
+# As published models that were made from Qwen3-Reranker have it: the instruction is a variable too.
+_NAMED = _TASK_SLOT.replace("{{ ", "{%- set task = ").replace(" }}", " -%}\n") + _PAIRS.replace(
+    "{task}", "{{ task }}"
+)
 _CHAT = "{% for message in messages %}{{ message.role }}{{ message.content }}{% endfor %}"
 
 
@@ -183,6 +187,8 @@ def rendered(template: str, *messages: dict[str, str]) -> str:
         ({}, _TEMPLATE, WEB_TASK),
         ({}, _TEMPLATE.replace(WEB_TASK, _LEGAL), _LEGAL),
         ({}, _PAIRS.replace("{task}", _LEGAL), _LEGAL),
+        ({}, _NAMED, WEB_TASK),
+        ({"prompts": {"legal": _LEGAL}, "default_prompt_name": "legal"}, _NAMED, _LEGAL),
         ({"prompts": {"x": "y"}, "default_prompt_name": "x"}, _PAIRS.replace("{task}", "a"), "a"),
         ({}, _CHAT, WEB_TASK),
     ],
