@@ -309,6 +309,30 @@ def test_a_successor_that_does_not_become_ready_is_given_up(kept: KeptGateway) -
     assert kept.post().status_code == 200
 
 
+def test_a_successor_answers_nothing_before_it_is_ready(kept: KeptGateway) -> None:
+    first = kept.started(QWEN, NO_TCP)
+    with _begin_replacement(kept, "60s") as begun:
+        log = Path(kept.status().log_path)
+        waiting.until(lambda: "No response from" in log.read_text())
+        with ThreadPoolExecutor(8) as pool:
+            pending = [pool.submit(kept.is_ready) for _ in range(200)]
+            assert all(each.result() for each in pending)
+        assert kept.post().status_code == 200
+        begun.kill()
+    assert kept.status().pid == first.pid
+
+
+def test_a_gateway_with_preloaded_servers_can_be_replaced(with_stub: KeptGateway) -> None:
+    first = with_stub.started("stub/ok", NO_TCP, "--preload")
+    second = with_stub.started("stub/ok", "stub/more", NO_TCP, "--preload", "--replace")
+    assert second.pid != first.pid
+    servers = Manager(with_stub.home).status()
+    assert [each.state for each in servers] == [State.READY, State.READY]
+    assert with_stub.is_ready()
+    for _ in range(3):
+        assert with_stub.post("stub/more").status_code == 200
+
+
 def test_a_gateway_is_replaced_if_it_ends_while_its_successor_starts(kept: KeptGateway) -> None:
     first = kept.started(QWEN, NO_TCP)
     with _begin_replacement(kept, "60s") as begun:

@@ -105,6 +105,7 @@ Yes = Annotated[
 ]
 # Passed by the supervisor of a gateway in the background.
 Descriptors = Annotated[list[int] | None, typer.Option("--descriptor", hidden=True)]
+TakesOver = Annotated[bool, typer.Option("--takes-over", hidden=True)]
 ReadyDescriptor = Annotated[int | None, typer.Option("--ready-descriptor", hidden=True)]
 
 
@@ -127,6 +128,7 @@ def serve(
     yes: Yes = False,
     as_json: options.AsJson = False,
     descriptors: Descriptors = None,
+    takes_over: TakesOver = False,
     ready_descriptor: ReadyDescriptor = None,
 ) -> None:
     """Serve models at one stable address, with the API of OpenAI.
@@ -180,7 +182,10 @@ def serve(
     )
     if not background:
         hosts = tuple(allow_host or ())
-        run(users, GatewayOptions(places, key, key_file, hosts, preload, ready_descriptor))
+        run(
+            users,
+            GatewayOptions(places, key, key_file, hosts, preload, takes_over, ready_descriptor),
+        )
         return
     from emberd.cli import serve_background  # late, to keep the other subcommands fast
 

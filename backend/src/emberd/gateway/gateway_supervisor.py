@@ -50,6 +50,8 @@ class GatewayProcess(ServerProcess):
         log: Path,
         scratch: str,
         own: Sequence[socket.socket],
+        *,
+        takes_over: bool,
     ) -> None:
         """Start it.
 
@@ -60,12 +62,14 @@ class GatewayProcess(ServerProcess):
             scratch: See ``ServerProcess``; it is not used, because servers that the gateway starts
                 would use it too, and outlive it.
             own: The listening sockets.
+            takes_over: Whether another gateway answers on them until this one is ready.
         """
         self._has_said_ready = False
         self._ready, ready = os.pipe()
         os.set_blocking(self._ready, False)
         numbers = [each.fileno() for each in own]
         passed = [word for each in numbers for word in ("--descriptor", str(each))]
+        passed += ["--takes-over"] if takes_over else []
         named = [each.getsockname() for each in own if each.family == socket.AF_UNIX]
         folder = request.working_folder
         try:
@@ -215,8 +219,8 @@ class GatewaySupervisor(ProcessSupervisor):
             ):
                 self._attend(left)
 
-    def _begin(self, request: GatewayRequest) -> GatewayProcess:
-        """Start a gateway.
+    def _begin(self, request: GatewayRequest, *, takes_over: bool = False) -> GatewayProcess:
+        """Start a gateway; see ``GatewayProcess``.
 
         Raises:
             OSError: It cannot be run.
@@ -227,6 +231,7 @@ class GatewaySupervisor(ProcessSupervisor):
             self.folder / paths.LOG_NAME,
             self.record.scratch,
             self._listening.sockets,
+            takes_over=takes_over,
         )
 
     def _start(self) -> Diagnosis | None:
@@ -282,7 +287,7 @@ class GatewaySupervisor(ProcessSupervisor):
             self._give_up(self._successor, "another replacement was requested")
         deadline = time.monotonic() + request.timeout_s
         try:
-            self._successor = Successor(request, self._begin(request), deadline)
+            self._successor = Successor(request, self._begin(request, takes_over=True), deadline)
         except OSError as error:
             problem = _why_not_run(error)
             self._refuse(request, f"{problem.cause}. {problem.advice}")
@@ -317,7 +322,7 @@ class GatewaySupervisor(ProcessSupervisor):
 
     def _give_up(self, successor: Successor, why: str) -> None:
         self._successor = None
-        # It accepts connections before it is ready.
+        # It may have become ready at this moment, and have accepted connections.
         self._drain(successor.process, successor.request)
         self._refuse(successor.request, why)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ class GatewayOptions:
         key_file: A file with a key in each line; None for one in the gateway's folder.
         hosts: Names that requests may have as ``Host``.
         preloads: Whether the servers of all models are started before it is ready.
+        takes_over: Whether another gateway answers on the same sockets until this one is ready.
         ready_descriptor: Where a byte is written once it is ready; None if no process waits.
     """
 
@@ -39,6 +41,7 @@ class GatewayOptions:
     key_file: Path | None = None
     hosts: tuple[str, ...] = ()
     preloads: bool = False
+    takes_over: bool = False
     ready_descriptor: int | None = None
 
 
@@ -62,8 +65,12 @@ def run(users: Sequence[Embedder | Reranker], options: GatewayOptions) -> None:
     folder = options.addresses.folder
     keys, source = addresses.read_keys(folder, options.key, options.key_file)
     with addresses.listening(options.addresses) as listening:
+        if options.preloads and options.takes_over:
+            # Before it accepts a connection: the other gateway has its servers.
+            asyncio.run(_preloaded(models))
         connections = Connections()
-        gateway = Gateway(models, connections, preloads=options.preloads)
+        answers_meanwhile = options.preloads and not options.takes_over
+        gateway = Gateway(models, connections, preloads=answers_meanwhile)
         server = DrainingServer(gateway.app(keys, options.hosts), gateway, connections)
 
         def stop_listening() -> None:
@@ -86,3 +93,11 @@ def run(users: Sequence[Embedder | Reranker], options: GatewayOptions) -> None:
         server.run(sockets=listening.sockets)
         if gateway.failure is not None:
             raise gateway.failure
+
+
+async def _preloaded(models: ServedModels) -> None:
+    """Start the servers, on an event loop of their own: connections belong to one."""
+    try:
+        await models.preload()
+    finally:
+        await models.close()
