@@ -18,15 +18,23 @@ from source_tree import ROOT
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with the files of the working tree, on its main branch."""
+    """A repository with the files of the working tree, on its main branch; it has an address."""
     place = tmp_path_factory.mktemp("repository")
     names = run("git", "ls-files", "-co", "--exclude-standard", folder=ROOT).splitlines()
     for name in filter(lambda name: (ROOT / name).is_file(), names):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, place / name)
+        if not name.startswith(("tests/", "tools/")):
+            _name_the_project(place / name)
     run("git", "init", "-qb", "main", folder=place)
     _commit(place)
     return place
+
+
+def _name_the_project(file: Path) -> None:
+    content = file.read_bytes()
+    if (named := content.replace(b"emberd.invalid", b"emberd.test")) != content:
+        file.write_bytes(named)
 
 
 @pytest.fixture
@@ -125,6 +133,14 @@ def _release_a_newer_one(checkout: Path) -> None:
     _commit(checkout)
 
 
+def _leave_a_placeholder(checkout: Path) -> None:
+    for name in ("SECURITY.md", "backend/pyproject.toml"):
+        text = (checkout / name).read_text(encoding="utf-8")
+        text = text.replace("emberd.test", "emberd.invalid")
+        (checkout / name).write_text(text, encoding="utf-8")
+    _commit(checkout)
+
+
 def _tag_it(checkout: Path) -> None:
     run("git", "tag", "v1.2.3", folder=checkout)
 
@@ -142,6 +158,7 @@ def _nothing(checkout: Path) -> None:
         (_empty_the_log, "1.2.3", "CHANGELOG.md"),
         (_release_a_newer_one, "1.2.3", "2.0.0"),
         (_tag_it, "1.2.3", "v1.2.3"),
+        (_leave_a_placeholder, "1.2.3", "SECURITY.md, backend/pyproject.toml"),
         (_nothing, "1.2", "1.2"),
         (_nothing, "", "''"),
     ],

@@ -18,6 +18,7 @@ from source_tree import ROOT
 _GITHUB: Final = ROOT / ".github"
 _SCHEMAS: Final = {
     "workflows/ci.yml": "github-workflows",
+    "workflows/docs.yml": "github-workflows",
     "workflows/release.yml": "github-workflows",
     "ISSUE_TEMPLATE/bug.yml": "github-issue-forms",
     "ISSUE_TEMPLATE/feature.yml": "github-issue-forms",

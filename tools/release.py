@@ -20,6 +20,9 @@ from packages import ReleaseError, run
 
 _BRANCH: Final = "main"
 _UNRELEASED: Final = "## [Unreleased]\n"
+# Stands where the address of the project belongs. The packages and the site would contain it.
+_PLACEHOLDER: Final = b"https://emberd.invalid"
+_MAY_HAVE_IT: Final = ("tests/", "tools/")
 
 
 def release(checkout: Path, version: str) -> Path:
@@ -64,6 +67,11 @@ def _refuse(checkout: Path, version: str) -> None:
         raise ReleaseError(f"The checkout has changes. Commit or remove them:\n{changed}")
     if run("git", "tag", "-l", f"v{version}", folder=checkout):
         raise ReleaseError(f"The tag v{version} exists. Choose a newer version.")
+    if named := ", ".join(_with_placeholder(checkout)):
+        raise ReleaseError(
+            f"These files contain {_PLACEHOLDER.decode()}: {named}. Replace it by the address of "
+            f"the project."
+        )
     log = (checkout / "CHANGELOG.md").read_text(encoding="utf-8")
     released = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", log, re.MULTILINE)
     newest = max(released, key=_numbers, default=None)
@@ -71,6 +79,14 @@ def _refuse(checkout: Path, version: str) -> None:
         raise ReleaseError(f"{version} is not newer than {newest}, which has been released.")
     if "\n- " not in log.partition(_UNRELEASED)[2].partition("\n## ")[0]:
         raise ReleaseError('CHANGELOG.md has no entry under "Unreleased". Add what has changed.')
+
+
+def _with_placeholder(checkout: Path) -> Iterator[str]:
+    for name in run("git", "ls-files", folder=checkout).splitlines():
+        file = checkout / name
+        is_published = not name.startswith(_MAY_HAVE_IT) and file.is_file()
+        if is_published and _PLACEHOLDER in file.read_bytes():
+            yield name
 
 
 def _numbers(version: str) -> tuple[int, ...]:
