@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -169,22 +170,50 @@ def test_a_release_names_the_parts_and_licences_of_what_it_installs(
     assert "unknown" not in "".join(rows)
 
 
-@pytest.mark.full
+# A requirement, and the command that is run with it.
+_PRINTED = r"(?<!\S)`?{program} (?:--from|run --spec) '([^']+)' (emberd [^`\n]+)"
+
+
+def _printed(program: str) -> set[str]:
+    """Return the commands that the pages run in an environment of ``program``'s making."""
+    found: set[str] = set()
+    for page in ("docs/start/laptop.md", "docs/zh/laptop.md", "backend/README.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        commands = re.findall(_PRINTED.format(program=program), text)
+        assert [wanted for wanted, _ in commands if wanted.endswith("[demo]")], page
+        assert {wanted for wanted, _ in commands} <= {"./backend[demo]", "emberd[demo]"}, page
+        found.update(command for _, command in commands)
+    return found
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "command",
+    ("program", "options"),
     [
-        pytest.param("uvx --from {wheel} emberd --version", id="uvx"),
-        pytest.param("pipx run --spec {wheel} emberd --version", id="pipx"),
+        pytest.param("uvx", ["--from"], id="uvx"),
+        # By pip, which takes twice as long.
+        pytest.param("pipx", ["run", "--spec"], id="pipx", marks=pytest.mark.full),
     ],
 )
-def test_the_command_runs_without_an_installation(
-    command: str, wheels: dict[str, Path], tmp_path: Path
+def test_the_printed_command_starts_a_server_without_an_installation(
+    program: str, options: list[str], wheels: dict[str, Path], tmp_path: Path
 ) -> None:
-    program, *rest = command.format(wheel=wheels["emberd"]).split()
     run(sys.executable, "-m", "venv", tmp_path / "tool")
     tool = tmp_path / "tool/bin"
-    run(tool / "python", "-m", "pip", "install", "-qq", "uv" if program == "uvx" else program)
-    own = {"UV_CACHE_DIR": "uv", "PIPX_HOME": "pipx"}
-    done = run(tool / program, *rest, **{key: str(tmp_path / own[key]) for key in own})
-    assert done == f"emberd {packages.version_of(ROOT)}\n"
+    package = "uv" if program == "uvx" else program
+    install(tool / "python", package, by_pip=False)
+    home = str(tmp_path / "home")
+    own = {"UV_CACHE_DIR": str(tmp_path / "uv"), "PIPX_HOME": str(tmp_path / "pipx")}
+    wanted = f"emberd[demo] @ {wheels['emberd'].as_uri()}"
+
+    def typed(command: str) -> str:
+        return run(tool / program, *options, wanted, *command.split(), EMBERD_HOME=home, **own)
+
+    try:
+        for command in _printed(program):
+            assert typed(command) != ""
+        assert MODEL in typed("emberd status")
+    finally:
+        stopped = typed("emberd stop")
+    assert MODEL in stopped
+    assert leftovers.end_all([home]) == []
