@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from command import Command
-from emberd import Embedder, folder_search
+from emberd import Embedder, folder_search, folder_texts
 from emberd.cli import search as search_command
 from emberd.folder_search import SearchProgress
 from fake_server import MODEL, FakeServer
@@ -79,7 +79,7 @@ def test_files_and_folders_can_be_excluded(search: Command, tmp_path: Path) -> N
     everything = {"a.txt", "b.md", "c.txt", "d.txt", "e.min.js", "f.txt"}
 
     def found(*patterns: str) -> set[str]:
-        return {path.name for path in folder_search.text_files(tmp_path / "tree", patterns)}
+        return {path.name for path in folder_texts.text_files(tmp_path / "tree", patterns)}
 
     for patterns, without in [
         ((), set()),
@@ -102,7 +102,7 @@ def test_files_and_folders_can_be_excluded(search: Command, tmp_path: Path) -> N
 def test_progress_is_reported_after_each_reply(server: FakeServer, folder: Path) -> None:
     sizes = [path.stat().st_size for path in folder.iterdir()]
     (folder / "00.txt").write_bytes(b"\0" * 1000)
-    (folder / "zz.txt").write_bytes(b" " * (folder_search.MOST_FILE_BYTES + 1))
+    (folder / "zz.txt").write_bytes(b" " * (folder_texts.MOST_FILE_BYTES + 1))
     embedder = Embedder(MODEL, base_url=server.url, batch_size=2)
     seen: list[SearchProgress] = []
     _, last = folder_search.search(

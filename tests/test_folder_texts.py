@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import other_user
-from emberd.folder_search import (
+from emberd.folder_texts import (
     MOST_FILE_BYTES,
     PASSAGE_BYTES,
     passages,
