@@ -52,8 +52,8 @@ ELSEWHERE: Final = {
     "docs/ray.md": "it needs a cluster: tests/ray runs both functions on one",
     "docs/serve.md": "it needs a gateway at a fixed address: tests/sdks has the same calls",
     "docs/sglang.md": "it needs SGLang on port 30000; tests/sglang sends this request",
-    "docs/vector-stores.md": "tests/stores runs it; Pinecone and Weaviate need servers, as the "
-    "page says",
+    "docs/vector-stores.md": "tests/stores runs it, and tests/search_stores what is about Redis "
+    "and Elasticsearch; Pinecone and Weaviate need servers, as the page says",
 }
 # Pages whose code names no model and prints what a real model finds: they run with emberd/demo.
 WITH_DEMO: Final = (

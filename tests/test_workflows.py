@@ -20,10 +20,18 @@ _SCHEMAS: Final = {
     "workflows/ci.yml": "github-workflows",
     "workflows/docs.yml": "github-workflows",
     "workflows/release.yml": "github-workflows",
+    "workflows/weekly.yml": "github-workflows",
     "ISSUE_TEMPLATE/bug.yml": "github-issue-forms",
     "ISSUE_TEMPLATE/feature.yml": "github-issue-forms",
     "ISSUE_TEMPLATE/config.yml": "github-issue-config",
     "dependabot.yml": "dependabot",
+}
+
+
+# Targets that no workflow runs, and why.
+_BY_HAND: Final = {
+    "test-gpu": "needs a GPU",
+    "test-sglang-full": "installs a second SGLang, which takes 10 GB more than a runner has",
 }
 
 
@@ -73,11 +81,37 @@ def test_workflows_run_every_target_of_the_script_of_ci() -> None:
     words = [word for line in lines for word in line.split()]
     targets = {word for word in words if re.fullmatch(r"check|lint|test[\w-]*", word)}
     assert len(targets) > 5
-    jobs = _yaml(_GITHUB / "workflows/ci.yml")["jobs"]
-    matrix = jobs["others"]["strategy"]["matrix"]
+    assert _targets_of_ci() >= targets
+
+
+def _targets_of_ci() -> set[str]:
+    matrix = _yaml(_GITHUB / "workflows/ci.yml")["jobs"]["others"]["strategy"]["matrix"]
     others = [*matrix["target"], *(each["target"] for each in matrix["include"])]
-    # make check includes make lint.
-    assert {"test", "lint", *others} >= targets
+    return {"test", "lint", *others}  # make check includes make lint
+
+
+def _test_targets() -> set[str]:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^(test[\w-]*):", makefile, re.MULTILINE))
+    assert len(targets) > 10
+    return targets
+
+
+def test_each_target_of_the_makefile_that_tests_runs_in_a_workflow_or_says_why_not() -> None:
+    targets = _test_targets()
+    weekly = _yaml(_GITHUB / "workflows/weekly.yml")["jobs"]["test"]["strategy"]["matrix"]["target"]
+    run_by_workflows = {*_targets_of_ci(), *weekly}
+    assert targets - run_by_workflows == _BY_HAND.keys()
+    assert set(weekly) <= targets
+
+
+def test_the_guide_for_contributors_lists_each_target_that_tests() -> None:
+    targets = _test_targets()
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^make (test[\w-]*)", guide, re.MULTILINE)) == targets
+    script = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    said = set(re.findall(r"^make (test[\w-]*) .*not in \.ci/run", guide, re.MULTILINE))
+    assert said == {target for target in targets if not re.search(rf"\b{target}(?!-)\b", script)}
 
 
 def test_workflows_test_the_python_versions_that_the_packages_name() -> None:
