@@ -12,8 +12,10 @@ import numpy.typing as npt
 import pytest
 
 from embedding import KINDS, QUICK, Kind, embed
+from emberd.client.lengths import GATEWAY
 from emberd.client.retry import RetryPolicy
 from emberd.client.vectors import Floats
+from emberd.client.wire import LONG_TEXT
 from emberd.endpoint import Endpoint
 from emberd.errors import (
     AuthenticationError,
@@ -214,6 +216,18 @@ def test_an_answer_that_takes_for_ever_is_a_timeout(
         embed(kind, server.endpoint, ["a"], timeout=0.2, callbacks={"on_timeout": timeouts.append})
     assert timeouts == [server.endpoint] * QUICK.timeout_tries
     assert len(server.embedded) == QUICK.timeout_tries
+
+
+def test_a_gateway_that_starts_a_server_again_is_waited_for(kind: Kind, server: FakeServer) -> None:
+    """Its server had stopped because it was idle; a start takes longer than a request may."""
+    server.fault = "hang"
+    gateway = replace(server.endpoint, server=GATEWAY, context_tokens=10_000)
+    with pytest.raises(RequestTimeoutError):
+        embed(kind, gateway, ["a"], timeout=0.2, start_timeout=1.0)
+    assert len(server.embedded) == 5
+    with pytest.raises(RequestTimeoutError):
+        embed(kind, gateway, ["a" * LONG_TEXT * 2], timeout=0.2, start_timeout=1.0)
+    assert len(server.embedded) == 6  # it may take as long each time
 
 
 @pytest.mark.parametrize("fault", ["reset", "reset_late"])
