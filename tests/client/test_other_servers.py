@@ -677,8 +677,9 @@ def test_tei_is_sent_no_more_texts_in_a_request_than_it_takes(serve: Serve) -> N
     server = serve(Tei)
     server.most_in_request = 4  # type: ignore[attr-defined]
     texts = [f"text {number}" for number in range(11)]
-    asking = embedder(server)
+    asking = embedder(server, max_concurrency=1)
     assert np.abs(asking.embed_documents(texts) - vectors_of(texts, DIMENSIONS)).max() < 1e-6
+    server.latency_s = 0.1
     with ThreadPoolExecutor(8) as threads:  # calls whose texts share requests
         rows = [*threads.map(asking.embed_documents, [texts[:2]] * 16)]
     assert np.abs(np.stack(rows) - vectors_of(texts[:2], DIMENSIONS)).max() < 1e-6
