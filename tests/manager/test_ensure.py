@@ -125,7 +125,8 @@ def test_phases_of_a_start_are_recorded_in_their_order(manager: Manager, stub: S
     took = time.monotonic() - began
     phases = [name for name in server.phases if name != "starting"]  # it may be too short to see
     assert phases == ["planning", "loading", "verifying"]
-    assert server.phases["loading"] > 1
+    # On a busy machine the supervisor reads late that the stub is loading.
+    assert server.phases.get("starting", 0) + server.phases["loading"] > 1
     assert took - 1 < sum(server.phases.values()) < took
     loading = [progress for progress in told if progress.text == "loading"]
     assert loading

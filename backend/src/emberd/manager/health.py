@@ -112,6 +112,7 @@ class StartMonitor:
                 self._verification = background.run(
                     lambda: self._verify(self._url, listener), "verify"
                 )
+                self.progress = VERIFYING  # now: it may be done at the next look
             return None
         if not self._verification.done():
             return None
