@@ -153,6 +153,7 @@ def test_only_an_engines_own_new_and_unused_memory_counts_as_unseen(
     with opened.open("rb"):
         assert orphan_reaper.unseen_memory(own, now) == {unseen.stat().st_ino}
     assert orphan_reaper.unseen_memory(own, now + 60) == set()
+    assert orphan_reaper.unseen_memory(own, now - 60) == set()
     assert orphan_reaper.unseen_memory((), now) == set()
 
 

@@ -132,25 +132,26 @@ def existing_memory() -> set[int]:
 
 
 def unseen_memory(prefixes: tuple[str, ...], killed_at: float) -> set[int]:
-    """Return the inodes of unused shared memory that was made just before a server was killed.
+    """Return the inodes of unused shared memory that was made when a server was killed.
 
     A process can be killed before anybody looks at the memory that it has just made. Only memory
     whose name only its engine gives is meant, and only that of the last moment: another container
     may use the same folder, and its processes cannot be seen from here.
 
     Args:
-        prefixes: What the names of the engine's shared memory begin with.
+        prefixes: What the names of the engine's shared memory begin with. A process that makes such
+            memory must keep it open for as long as it needs it.
         killed_at: When the server, or its supervisor, was killed, in seconds since 1970.
     """
+    found = set()
     with suppress(OSError):
-        found = {
-            entry.inode()
-            for entry in os.scandir(SHARED_MEMORY)
-            if entry.name.startswith(prefixes)
-            and entry.stat(follow_symlinks=False).st_ctime > killed_at - _UNSEEN_S
-        }
-        return found - set().union(*map(_open_memory, _pids())) if found else found
-    return set()
+        for entry in os.scandir(SHARED_MEMORY):
+            if entry.name.startswith(prefixes):
+                with suppress(OSError):  # it was removed
+                    made_at = entry.stat(follow_symlinks=False).st_ctime
+                    if abs(made_at - killed_at) < _UNSEEN_S:
+                        found.add(entry.inode())
+    return found - set().union(*map(_open_memory, _pids())) if found else found
 
 
 def _open_memory(pid: int) -> set[int]:
