@@ -12,7 +12,7 @@ import pytest
 import leftovers
 import waiting
 from command import ENGINE, Command
-from emberd import Manager
+from emberd import Embedder, Manager, RequestTimeoutError
 from emberd.manager import State
 from fake_server import QWEN, FakeServer
 from gateways import Running, serving
@@ -83,6 +83,33 @@ def test_a_server_that_is_idle_stops_and_the_gateway_stays(tmp_path: Path) -> No
         with own.client() as client:
             assert client.get("/ready").status_code == 200
         assert own.post(model="ok:query", input="a").status_code == 200
+
+
+def test_a_class_whose_timeout_is_shorter_than_a_start_after_an_idle_stop_can_call_again(
+    tmp_path: Path,
+) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    model = f"stub/ok?start_when={gate}"
+    with own_gateway(tmp_path, model, "--idle-timeout", "1s") as own:
+        embedder = Embedder(
+            model,
+            base_url=own.url,
+            api_key=own.key,
+            timeout=1,
+            query_instruction="query: {text}",
+            document_instruction="",
+        )
+        before = embedder.embed_query("a")
+        gate.unlink()
+        manager = Manager(tmp_path / "home")
+        waiting.until(lambda: all(each.supervisor_pid is None for each in manager.status()))
+        with pytest.raises(RequestTimeoutError):
+            embedder.embed_query("a")
+        assert [each.state for each in manager.status()] == [State.STARTING]
+        gate.touch()
+        waiting.until(lambda: [each.state for each in manager.status()] == [State.READY])
+        assert (embedder.embed_query("a") == before).all()
 
 
 def test_a_gateway_that_preloads_is_ready_once_its_servers_are(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
-import math
 import time
 from collections import deque
 from collections.abc import (
@@ -30,7 +29,7 @@ from emberd.client.coalesce import MergeKey, TaskMerger, ThreadMerger
 from emberd.client.event_loops import LoopLocal, Steps, finish, in_slices, in_thread
 from emberd.client.inputs import check_texts
 from emberd.client.job import MOST_OPEN, Embedded, Job, OpenJobs, Work
-from emberd.client.lengths import GATEWAY, EndpointFacts
+from emberd.client.lengths import EndpointFacts
 from emberd.client.limits import LOOP_LIMITERS, PROCESS_LIMITER, CallSlots, Slot
 from emberd.client.observed import Observation
 from emberd.client.retry import Retries, RetryPolicy
@@ -154,21 +153,11 @@ class _ClientBase(Generic[R]):
 
         return begin
 
-    def _retries(self, request: Request, endpoint: Endpoint) -> Retries:
+    def _retries(self, request: Request) -> Retries:
         policy = self._policy
         if request.is_long_text:
             # It takes as long the next time, and the server may still work on the first try.
             policy = replace(policy, timeout_tries=1)
-        elif endpoint.server == GATEWAY:
-            # It may start a server again, which had stopped because it was idle. It answers all
-            # other requests in time, also if its server hangs.
-            settings = self._settings
-            tries = math.ceil(settings.start_timeout / settings.timeout)
-            policy = replace(
-                policy,
-                timeout_tries=max(policy.timeout_tries, tries),
-                total_s=max(policy.total_s, settings.start_timeout),
-            )
         return Retries(policy)
 
     def _after(
@@ -352,7 +341,7 @@ class Client(_ClientBase[Endpoint]):
         session = self._transport.session(endpoint)
         slot = slot or slots.acquire(exclusive=exclusive)
         try:
-            retries = self._retries(request, endpoint)
+            retries = self._retries(request)
             while True:
                 exchange = slots.begin(slot, self._settings.timeout)
                 try:
@@ -502,7 +491,7 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
         """Do as ``Client._post``."""
         slot = slot or await self._acquire(exclusive=exclusive)
         try:
-            retries = self._retries(request, endpoint)
+            retries = self._retries(request)
             while True:
                 # Looked up each time: between two tries the session may be closed.
                 session = await self._transport.session(endpoint)
