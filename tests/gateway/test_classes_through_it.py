@@ -201,11 +201,59 @@ def test_the_start_of_a_server_behind_the_gateway_is_waited_for(
     assert time.monotonic() - began_s > _START_S
 
 
-def test_it_is_waited_for_no_longer_than_start_timeout(slow: Running, tmp_path: Path) -> None:
-    manager = _impatient(tmp_path)
-    with pytest.raises(ServerUnavailableError) as caught:
-        manager.ensure(ServerSpec(QWEN), base_url=slow.url, api_key=slow.key, start_timeout=0.1)
-    assert caught.value.is_starting
+class _StartsForEver(HttpServer):
+    """A gateway whose server does not get ready.
+
+    Args:
+        says_so: Whether it says so at once; otherwise it does not answer.
+    """
+
+    def __init__(self, *, says_so: bool) -> None:
+        super().__init__(self._answer)
+        self.says_so = says_so
+        self.asked = 0
+
+    def _answer(self, request: Request, connection: socket.socket) -> bytes:
+        if request.path == "/v1/models":
+            return reply(200, models(QWEN, 1000, "emberd-gateway"))
+        if request.path != "/v1/embeddings":
+            return reply(404, {"detail": "Not Found"})
+        self.asked += 1
+        if not self.says_so:
+            connection.recv(1)  # until the client gives up
+        error = {"message": "It is starting.", "type": "api_error", "code": "server_starting"}
+        return reply(503, {"error": error})
+
+
+def _ensure(given: str, url: str, start_timeout: float) -> None:
+    """Do the first use of a class with ``base_url``, or with a client of the user."""
+    if given == "base_url":
+        Embedder(QWEN, base_url=url, start_timeout=start_timeout).ensure()
+    elif given == "client":
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="k", timeout=100) as client:
+            Embedder(QWEN, client=client, start_timeout=start_timeout).ensure()
+    else:
+        asyncio.run(_aensure(url, start_timeout))
+
+
+async def _aensure(url: str, start_timeout: float) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="k", timeout=100) as client:
+        await Embedder(QWEN, async_client=client, start_timeout=start_timeout).aensure()
+
+
+@pytest.mark.parametrize("given", ["base_url", "client", "async_client"])
+@pytest.mark.parametrize("says_so", [False, True], ids=["silent", "busy"])
+def test_it_is_waited_for_no_longer_than_start_timeout_and_asked_a_few_times(
+    given: str, says_so: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBERD_HOME", str(tmp_path))
+    began_s = time.monotonic()
+    with _StartsForEver(says_so=says_so) as gateway:
+        with pytest.raises(ServerUnavailableError) as caught:
+            _ensure(given, gateway.url, start_timeout=4)
+        assert caught.value.is_starting
+        assert time.monotonic() - began_s < 20  # a verification may take a minute
+        assert 1 <= gateway.asked <= 4
 
 
 def test_it_is_waited_for_through_a_given_client(slow: Running) -> None:

@@ -28,6 +28,7 @@ from emberd.errors import (
 from emberd.settings import ServerSpec, Settings
 from emberd.system import background, fork, listeners
 from emberd.system.fork import ForkAware
+from emberd.system.gateway_start import await_gateway, await_gateway_on_loop
 
 if TYPE_CHECKING:
     from emberd.manager import Server
@@ -81,7 +82,11 @@ class ServerHandle(ForkAware):
                 # The external server that was used last: its successor is compared with it.
                 before = self._before
                 external = before if before is not None and before.origin != "own" else None
-                self._server = self._inspected(inspect) if inspect else self._again(external)
+                if inspect is None:
+                    self._server = self._again(external)
+                else:
+                    found = await_gateway(inspect, self._settings.start_timeout)
+                    self._server = _given_server(found)
             return self._server
 
     async def aserver(self, inspect: Callable[[], Awaitable[Endpoint]] | None = None) -> Server:
@@ -92,15 +97,9 @@ class ServerHandle(ForkAware):
         if inspect is None:
             return await self.run(None, self.server)
         self._check()
-        deadline = time.monotonic() + self._settings.start_timeout
-        while True:
-            try:
-                self._server = _given_server(await inspect())
-            except ServerUnavailableError as error:
-                if not error.is_starting or time.monotonic() > deadline:
-                    raise
-            else:
-                return self._server
+        found = await await_gateway_on_loop(inspect, self._settings.start_timeout)
+        self._server = _given_server(found)
+        return self._server
 
     async def aload(self, also: Callable[[], object]) -> None:
         """Do in another thread what the first job needs and what takes half a second or more.
@@ -238,16 +237,6 @@ class ServerHandle(ForkAware):
         if self._server is server:
             self._server = None
         return None
-
-    def _inspected(self, inspect: Callable[[], Endpoint]) -> Server:
-        """Return the server of a given client; wait for a gateway that starts one."""
-        deadline = time.monotonic() + self._settings.start_timeout
-        while True:
-            try:
-                return _given_server(inspect())
-            except ServerUnavailableError as error:
-                if not error.is_starting or time.monotonic() > deadline:
-                    raise
 
     def _again(self, lost: Server | None) -> Server:
         """Like ``_ensure``, but wait for a given server that is restarting."""

@@ -111,9 +111,7 @@ class _ClientBase(Generic[R]):
 
     def _verification(self, endpoint: Endpoint, spec: ServerSpec) -> verify.Verification:
         settings = self._settings
-        return verify.steps(
-            endpoint.url, endpoint.api_key, spec, settings.timeout, settings.batch_size
-        )
+        return verify.steps(endpoint.url, endpoint.api_key, spec, settings.batch_size)
 
     def using(self, settings: Settings) -> Self:
         """Return a client with other settings that shares the connections of this one."""

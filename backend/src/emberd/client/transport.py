@@ -426,10 +426,10 @@ class _GivenAsyncSession:
         self, request: Request, timeout_s: float | None = None
     ) -> Reply | TransportError:
         """Do as ``AsyncSession.send``, on the event loop to which the client belongs."""
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
         try:
-            async with asyncio.timeout(timeout_s):
-                async with aclosing(await _sdk_call(self._client, request, timeout_s)()) as found:
+            left_s = Exchange(self._timeout_s if timeout_s is None else timeout_s).left_s()
+            async with asyncio.timeout(left_s):
+                async with aclosing(await _sdk_call(self._client, request, left_s)()) as found:
                     # Not aread(): the response would hold the body, and is only freed by a garbage
                     # collection, which may come late.
                     body = _empty_body(found, request.most_bytes)

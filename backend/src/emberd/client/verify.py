@@ -12,6 +12,7 @@ import functools
 import json
 import math
 import struct
+import time
 import urllib.error
 from collections.abc import Callable, Generator
 from dataclasses import replace
@@ -111,7 +112,7 @@ def verify(
     with bounded(timeout_s):
         while True:
             ask = functools.partial(send, url, api_key, timeout_s, pinned)
-            found = drive(steps(url, api_key, spec, timeout_s, batch_size), ask)
+            found = drive(steps(url, api_key, spec, batch_size), ask)
             # It may have begun to listen only after the first look-up. Then it is not known whether
             # all responses came from the listener that is there now, and it is verified again.
             if pinned is not None or (now := _listener(url)) is None:
@@ -144,17 +145,13 @@ def drive(verification: Verification, send: Callable[[Request], Answer]) -> Endp
 
 
 def steps(
-    url: str,
-    api_key: str | None,
-    spec: ServerSpec,
-    timeout_s: float,
-    batch_size: int | None = None,
+    url: str, api_key: str | None, spec: ServerSpec, batch_size: int | None = None
 ) -> Verification:
-    """Do as ``verify``, for a driver that sends, and gives all requests together ``timeout_s``."""
+    """Do as ``verify``, for a driver that sends, and gives all requests together some time."""
     model = model_card.describe(spec.model, spec.revision, task=spec.task)
     if model_files.is_folder(spec.model) or spec.model.casefold() != model.name.casefold():
         model = replace(model, reference=None)  # a folder of that name may be fine-tuned
-    ask = functools.partial(_ask, url, timeout_s, spec.task)
+    ask = functools.partial(_ask, url, time.monotonic(), spec.task)
     entry, listed, of_tei = yield from verify_listing.read_listing(url, spec, ask)
     name, server = str(entry["id"]), str(entry.get("owned_by") or "unknown")
     if spec.task == RERANK:
@@ -330,7 +327,7 @@ def _parts(texts: list[Input], batch_size: int | None) -> list[list[Input]]:
 
 def _ask(
     url: str,
-    timeout_s: float,
+    began_s: float,
     task: str,
     request: Request,
     *,
@@ -347,14 +344,16 @@ def _ask(
     With ``best_effort``, anything but a timeout counts as missing; with ``limited``, a limit of the
     rate does (429): the server has just answered a request like this one. A gateway ``starts`` a
     server for the first request that needs one. ``refused`` is the advice for a text that it
-    refuses; the default is what to do about its limits.
+    refuses; the default is what to do about its limits. The verification began at ``began_s`` on
+    the monotonic clock.
     """
     reply = yield request
     where = f"{url}{request.path}"
     if isinstance(reply, TransportError) and reply.kind == "timeout":
         advice = _STARTS if starts else "The server is busy, still loading or stuck: see its log"
+        seconds = round(time.monotonic() - began_s, 1)
         error = ServerUnavailableError(
-            f"{where} did not answer within {timeout_s:g} s. {advice}, and try again later."
+            f"{where} did not answer within {seconds:g} s. {advice}, and try again later."
         )
         error.is_starting = starts
         raise error

@@ -22,14 +22,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from emberd import durations, engines, env
-from emberd.endpoint import Endpoint
 from emberd.env import Places
 from emberd.errors import (
     EmberdError,
     NoEngineError,
     ServerMismatchError,
     ServerStoppedError,
-    ServerUnavailableError,
     StartTimeoutError,
     StateFolderError,
 )
@@ -58,6 +56,7 @@ from emberd.manager.state import (
 from emberd.settings import IDLE_TIMEOUT_S, START_TIMEOUT_S, ServerSpec, StartOptions
 from emberd.system import os_errors, ownership
 from emberd.system.bounded_http import bounded
+from emberd.system.gateway_start import await_gateway
 
 _LOG: Final = logging.getLogger("emberd")
 _typed: Final = os_errors.raised_as(
@@ -192,7 +191,7 @@ class ServerManager:
             batch_size: Most texts in a request of the verification of a server that is not
                 emberd's own; None for the environment's value, if there is one.
             start_timeout: Seconds, or "15m", to wait for a start, which continues afterwards. Also
-                for one by a gateway at ``base_url``.
+                for one by a gateway at ``base_url``, which is verified in that time.
             idle_timeout: Idle seconds, or "5m", after which the server may stop; None for never.
             lost: The server that ended during the caller's job.
             retry_failed: Start again although the last start has just failed.
@@ -216,8 +215,9 @@ class ServerManager:
         verify = self._verification(spec, batch_size)
         if base_url is not None:
             listener = None if lost is None else discovery.restarted_listener(lost.endpoint)
-            endpoint = _verify_given(
-                partial(verify, base_url, api_key, spec, listener), start_timeout
+            endpoint = await_gateway(
+                partial(verify, base_url, api_key, spec, listener),
+                durations.validate("start_timeout", start_timeout),
             )
             if problem := discovery.determinism_mismatch(endpoint, spec):
                 raise ServerMismatchError(problem)
@@ -517,17 +517,6 @@ class ServerManager:
                     f"that this server has ended. Try again later; `emberd status` shows its state."
                 )
             time.sleep(self._timing.poll_s)
-
-
-def _verify_given(verify: Callable[[], Endpoint], start_timeout: float | str) -> Endpoint:
-    """Return what ``verify`` returns; wait for a gateway that starts the server of the model."""
-    deadline = time.monotonic() + durations.validate("start_timeout", start_timeout)
-    while True:
-        try:
-            return verify()
-        except ServerUnavailableError as error:
-            if not error.is_starting or time.monotonic() > deadline:
-                raise
 
 
 def _choose_engine(spec: ServerSpec, refusals: Sequence[str]) -> engines.Engine:
