@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pickle
 import re
 import sys
 import threading
@@ -95,7 +96,9 @@ def test_what_may_be_counted_is_shown_with_0_before_the_first_use(
 ) -> None:
     """Prometheus takes a count that it first sees with the value 1 for no increase."""
     cached = emberd.Embedder(QWEN, base_url=server.url, cache=f"sqlite:///{tmp_path}/c.db")
-    emberd.Reranker(RERANKER, base_url=server.url)
+    cached.ensure()
+    with FakeReranker() as scores:
+        emberd.Reranker(RERANKER, base_url=scores.url).ensure()
     cached.using(dimensions=512)
     found = samples()
     assert set(found.values()) == {0}
@@ -114,6 +117,14 @@ def test_what_may_be_counted_is_shown_with_0_before_the_first_use(
         assert of("server_start_failures_total", model=model, phase="planning") in found
         for name in ("hits", "misses"):
             assert (of(f"cache_{name}_total", model=model) in found) is (task == "embed")
+
+
+def test_an_object_that_is_not_used_adds_no_series(samples: Samples) -> None:
+    before = samples()
+    made = emberd.Embedder(QWEN)
+    pickle.loads(pickle.dumps(made.replace(dimensions=512)))
+    emberd.Reranker(RERANKER)
+    assert samples() == before
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])

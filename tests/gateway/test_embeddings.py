@@ -297,6 +297,12 @@ def test_metrics_show_each_failure_with_0_before_the_first_one() -> None:
     }
 
 
+def test_metrics_show_the_calls_of_served_models_before_the_first_one(tmp_path: Path) -> None:
+    with serving(tmp_path / "home", QWEN) as own:
+        labels = f'model="{QWEN}",outcome="ServerUnavailableError",task="embed"'
+        assert own.metrics()[f"emberd_client_calls_total{{{labels}}}"] == 0
+
+
 def test_metrics_count_requests_texts_and_tokens(faked: Faked) -> None:
     before = faked.running.metrics()
     assert faked.running.post(model=f"{SHORT}:query", input=["a", "bc"]).status_code == 200

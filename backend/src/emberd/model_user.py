@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from emberd import env
-from emberd.counters import COUNTERS
 from emberd.endpoint import Endpoint, is_same_origin, read_key, root_url
 from emberd.errors import SettingError
 from emberd.server_handle import ServerHandle
@@ -178,7 +177,6 @@ class ModelUser:
         self._async: AsyncClient | None = None
         self._base: Self | None = None  # whose connections this object uses
         self._handle = ServerHandle(settings, manager)
-        COUNTERS.begin(settings.model, settings.task, caches=settings.cache is not None)
 
     def _sharing(self) -> Self:
         """Return a copy that uses the server and the connections of this object."""

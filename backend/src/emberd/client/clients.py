@@ -103,6 +103,8 @@ class _ClientBase(Generic[R]):
         self._facts = EndpointFacts()
         self._labels = (settings.model, settings.task)
         self._on_send = functools.partial(COUNTERS.batches, self._labels)
+        # Not earlier: an object that is never used would add series for good.
+        COUNTERS.begin(*self._labels, caches=settings.cache is not None)
         self._set_up(sdk_client)
 
     def _set_up(self, sdk_client: Any) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from emberd.catalog import RERANK
 from emberd.client import canary, usage
+from emberd.counters import COUNTERS
 from emberd.embedder import Embedder
 from emberd.errors import ServerUnavailableError, SettingError, StartTimeoutError
 from emberd.gateway import names
@@ -168,7 +169,9 @@ class ServedModels:
         self._served: dict[str, Served] = {}
         self._since = int(time.time())
         for user in users:
-            name = user.settings.model
+            name, task = user.settings.model, user.settings.task
+            # Before the first use, so that a failure of it is an increase too.
+            COUNTERS.begin(name, task, caches=user.settings.cache is not None)
             same = next((each for each in self._served if each.casefold() == name.casefold()), None)
             if same == name:
                 raise SettingError(f"The model {name} is given twice. Give each model once.")
