@@ -161,19 +161,59 @@ def test_a_text_that_may_be_cut_is_sent_if_that_is_wanted_and_the_first_token_co
     assert asking.embed_documents([text]).shape == (1, 384)
 
 
-@pytest.mark.parametrize(("status", "may_trim"), [(422, False), (429, True), (503, True)])
-def test_only_a_refusal_of_white_space_shows_that_it_is_not_removed(
-    serve: Serve, status: int, may_trim: bool
+class _Limited(Infinity):
+    """Keeps white space, refuses long texts, and first answers some of such requests otherwise."""
+
+    trims = cuts = False
+    statuses: tuple[int, ...] = ()
+
+    def _embeddings(self, request: Request, connection: socket.socket) -> bytes:
+        given = request.body["input"]
+        if self.statuses and any(text != text.strip() or len(text) > 1000 for text in given):
+            status, *rest = self.statuses
+            self.statuses = tuple(rest)
+            return reply(status, {"error": "not this one"})
+        return super()._embeddings(request, connection)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "may_trim"),
+    [((422,), False), ((429,), False), ((500,), False), ((429, 429), True), ((500, 503), True)],
+)
+def test_only_an_answer_shows_that_white_space_is_not_removed(
+    serve: Serve, statuses: tuple[int, ...], may_trim: bool
 ) -> None:
-    class Limited(Infinity):
-        trims = False
+    server = serve(_Limited)
+    server.statuses = statuses  # type: ignore[attr-defined]
+    asking = embedder(server)
+    if not may_trim:
+        assert asking.embed_documents([" a"]).shape == (1, DIMENSIONS)
+        return
+    with pytest.warns(UserWarning, match=str(statuses[-1])):
+        asking.ensure()
+    with pytest.raises(TextError) as caught:
+        asking.embed_documents([" a"])
+    assert asking.endpoint().notes[0] in str(caught.value)
+    assert embedder(server).embed_documents([" a"]).shape == (1, DIMENSIONS)
 
-        def _embeddings(self, request: Request, connection: socket.socket) -> bytes:
-            if any(text != text.strip() for text in request.body["input"]):
-                return reply(status, {"error": "not this one"})
-            return super()._embeddings(request, connection)
 
-    assert embedder(serve(Limited)).endpoint().trims == may_trim
+@pytest.mark.parametrize(("statuses", "may_cut"), [((429,), False), ((429, 500), True)])
+def test_only_an_answer_shows_that_texts_are_not_cut(
+    serve: Serve, statuses: tuple[int, ...], may_cut: bool
+) -> None:
+    """The model ignores white space at the ends of a text, so that is not tried."""
+    model = {"model": "BAAI/bge-small-en-v1.5", "dimensions": 384, "context_tokens": 512}
+    server = serve(_Limited, **model)
+    server.statuses = statuses  # type: ignore[attr-defined]
+    asking = Embedder(server.model, base_url=server.url)
+    if not may_cut:
+        assert asking.embed_documents(["b" * 509]).shape == (1, 384)
+        return
+    with pytest.warns(UserWarning, match=str(statuses[-1])):
+        asking.ensure()
+    with pytest.raises(TextTooLongError) as caught:
+        asking.embed_documents(["b" * 509])
+    assert asking.endpoint().notes[0] in str(caught.value)
 
 
 def test_a_server_that_limits_the_rate_before_it_shows_whether_it_adds_prompts_is_unavailable(

@@ -36,7 +36,9 @@ class Endpoint:
         counts_exactly: Whether the tokens that its tokenizer route gave for a text were as many as
             it read when it embedded that text.
         trims: Whether it may remove white space at the ends of a text before it tokenizes it.
+        trims_note: Why that is not known; empty if it is.
         cuts: Whether it may cut a text that is too long instead of refusing it.
+        cuts_note: Why that is not known, although it was tried.
         most_texts: Most texts that it accepts in a request; None if it does not say.
         labels: For a server of a reranker: the tokens of "yes" and "no"; a score is the probability
             of the first. Empty for a server of embeddings.
@@ -58,7 +60,9 @@ class Endpoint:
     canary: tuple[tuple[float, ...], ...] = field(default=(), repr=False, compare=False)
     counts_exactly: bool = field(default=False, compare=False)
     trims: bool = field(default=False, compare=False)
+    trims_note: str = field(default="", compare=False)
     cuts: bool = field(default=False, compare=False)
+    cuts_note: str = field(default="", compare=False)
     most_texts: int | None = field(default=None, compare=False)
     labels: tuple[int, ...] = ()
     scores_route: str = ""

@@ -224,10 +224,11 @@ class Lengths:
         """Yield the error of a text that ``endpoint`` would change; note one to send as ids."""
         if endpoint.trims and not self.model.trims and text.strip() not in ("", text):
             place = self.offset + index
+            known = f" {endpoint.trims_note}" if endpoint.trims_note else ""
             yield TextError(
                 f"{self._named(place)} begins or ends with white space ({excerpt(text)}), which "
-                f"the server at {endpoint.url} may remove, although {self.model.name} may read it. "
-                f"Remove it from the text (strip()), or use another server.",
+                f"the server at {endpoint.url} may remove, although {self.model.name} may read it."
+                f"{known} Remove it from the text (strip()), or use another server.",
                 index=place,
             )
         if endpoint.server == _LLAMA_CPP:
@@ -350,11 +351,12 @@ class Lengths:
 
     def _may_be_cut(self, index: int, endpoint: Endpoint) -> TextTooLongError:
         place, limit = self.offset + index, self._limit(endpoint) or 0
+        known = f" {endpoint.cuts_note}" if endpoint.cuts_note else ""
         return TextTooLongError(
             f"{self._named(place)}{self._shown(index)} may have more than {limit} tokens: it has "
             f"{self.prepared.sizes[index]} bytes, and {endpoint.url}{route(endpoint.server)}, "
             f"which would count them, is missing or closed. This server may cut a text that is too "
-            f"long and return the vector of the rest. Split the text into parts of at most "
+            f"long and return the vector of the rest.{known} Split the text into parts of at most "
             f"{limit - ADDED_TOKENS} bytes, or use a server that counts tokens, such as SGLang or "
             f"vLLM.",
             index=place,

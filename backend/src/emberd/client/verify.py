@@ -198,11 +198,7 @@ def steps(
         verify_tei.check_tokens(url, text, counted, bodies[-1])
     counts_exactly = _check_tokens(url, model, counted, bodies[-1])
     vectors, note = yield from _canary(url, model, name, bodies, ask, batch_size=batch_size)
-    trims = cuts = False
-    if server not in _AS_GIVEN:
-        trims = not model.trims and (yield from _trims(url, model, name, batch_size))
-        cuts = of_tei["auto_truncate"] if server == TEI else (yield from _cuts(model, name))
-    return Endpoint(
+    found = Endpoint(
         url=url,
         model=name,
         dimensions=len(vector),
@@ -211,12 +207,13 @@ def steps(
         server=server,
         canary=vectors,
         counts_exactly=counts_exactly,
-        trims=trims,
-        cuts=cuts,
         most_texts=most_texts,
         on_cpu=on_cpu,
         notes=(note,) if note else (),
     )
+    if server in _AS_GIVEN:
+        return found
+    return (yield from _with_changes(found, model, of_tei, batch_size))
 
 
 def _uncut_context(info: dict[str, Any], longest: Any) -> int | None:
@@ -238,39 +235,90 @@ def _uncut_context(info: dict[str, Any], longest: Any) -> int | None:
     return longest_uncut + 1 if isinstance(longest_uncut, int) else None
 
 
+def _with_changes(
+    endpoint: Endpoint, model: Model, of_tei: dict[str, Any], batch_size: int | None
+) -> Verification:
+    """Return ``endpoint`` with what the server may do to texts."""
+    url, name = endpoint.url, endpoint.model
+    trims, trims_note = False, ""
+    if not model.trims:
+        trims, trims_note = yield from _trims(url, model, name, batch_size)
+    if endpoint.server == TEI:
+        cuts, cuts_note = of_tei["auto_truncate"], ""
+    else:
+        cuts, cuts_note = yield from _cuts(url, model, name)
+    return replace(
+        endpoint,
+        trims=trims,
+        trims_note=trims_note,
+        cuts=cuts,
+        cuts_note=cuts_note,
+        notes=(*endpoint.notes, *(note for note in (trims_note, cuts_note) if note)),
+    )
+
+
 def _trims(
-    url: str,
-    model: Model,
-    name: str,
-    batch_size: int | None,
-) -> Generator[Request, Answer | None, bool]:
+    url: str, model: Model, name: str, batch_size: int | None
+) -> Generator[Request, Answer | None, tuple[bool, str]]:
     """Return whether the server may remove white space at the ends of a text.
 
     It does if a text has the same vector with white space and without. A server that refuses the
-    request gives no such text a vector. No answer, or a limit of the rate, shows nothing: it may.
+    request gives no such text a vector. No answer, or a limit of the rate, shows nothing: it may,
+    and the second value says so.
     """
     text = canary.texts(model)[0]
     pair: list[Input] = [text, f"{_WHITE_SPACE}{text}{_WHITE_SPACE}"]
     vectors: list[canary.Vector] = []
     for part in _parts(pair, batch_size):
-        reply = yield wire.embed_request(name, part, None)
-        if not isinstance(reply, Reply) or reply.status != HTTPStatus.OK:
-            return not (isinstance(reply, Reply) and reply.status in _TOO_MUCH)
-        body = reply.body
-        vectors += _vectors(url, model, name, [body], len(part))
-    return catalog.cosine(*vectors) > canary.ALIKE
+        reply = yield from _try(wire.embed_request(name, part, None))
+        if isinstance(reply, str):
+            note = (
+                f"{url} {reply} when it was tried whether it removes white space at the ends of "
+                f"texts, so such texts are refused. Make a new object later, which tries it again."
+            )
+            return True, note
+        if reply.status != HTTPStatus.OK:
+            return False, ""
+        vectors += _vectors(url, model, name, [reply.body], len(part))
+    return catalog.cosine(*vectors) > canary.ALIKE, ""
 
 
-def _cuts(model: Model, name: str) -> Generator[Request, Answer | None, bool]:
+def _cuts(url: str, model: Model, name: str) -> Generator[Request, Answer | None, tuple[bool, str]]:
     """Return whether the server may cut a text that has more tokens than the model reads.
 
-    It is not tried for models of long texts: a text of so many tokens takes a CPU minutes.
+    It is not tried for models of long texts: a text of so many tokens takes a CPU minutes. If it is
+    tried in vain, the second value says so.
     """
     most = model.context_tokens
     if most is None or most > _MOST_TRIED_TOKENS:
-        return True
-    reply = yield wire.embed_request(name, [" ".join(["word"] * 2 * most)], None)
-    return not (isinstance(reply, Reply) and reply.status in _TOO_MUCH)
+        return True, ""
+    request = wire.embed_request(name, [" ".join(["word"] * 2 * most)], None)
+    reply = yield from _try(request)
+    if isinstance(reply, str):
+        note = (
+            f"{url} {reply} when it was tried whether it cuts texts that are too long, so texts "
+            f"that may be too long are refused. Make a new object later, which tries it again."
+        )
+        return True, note
+    return reply.status == HTTPStatus.OK, ""
+
+
+def _try(request: Request) -> Generator[Request, Answer | None, Reply | str]:
+    """Return a reply that shows what a server does with a text, or what happened instead.
+
+    A limit of the rate or a failure of the server shows nothing of that. It may be over soon, while
+    the result holds for as long as the endpoint is used, so the request is sent twice.
+    """
+    problem = ""
+    for _ in range(2):
+        reply = yield request
+        if not isinstance(reply, Reply):
+            problem = "did not answer" + (f" ({reply.text})" if reply else "")
+        elif reply.status == HTTPStatus.OK or reply.status in _TOO_MUCH:
+            return reply
+        else:
+            problem = f"answered {reply.status}"
+    return problem
 
 
 def _canary(
