@@ -682,22 +682,26 @@ def test_a_text_that_tei_would_cut_is_named_before_any_is_embedded(
     with pytest.raises(TextTooLongError) as caught:
         asking.embed_documents(["a", "b" * 299])
     assert (caught.value.index, caught.value.tokens, caught.value.limit) == (1, 300, 299)
+    assert "truncate" not in str(caught.value)  # it never cuts a text for this server
     assert len(server.embedded) == verified
     texts = ["a", "b" * 298]  # it may have as many tokens as the context, less one
     vectors = asking.embed_documents(texts)
     assert np.abs(vectors - vectors_of(texts, DIMENSIONS)).max() < 1e-6
 
 
-def test_a_text_that_tei_refuses_to_count_is_not_sent(serve: Serve) -> None:
+@pytest.mark.parametrize("truncate", [False, True])
+def test_a_text_that_tei_refuses_to_count_is_not_sent(serve: Serve, truncate: bool) -> None:
     """It counts no text of more than 250 characters a token, and cuts one without an error."""
     server = serve(Tei, context_tokens=300)
     server.characters_a_token = 1  # type: ignore[attr-defined]
-    asking = embedder(server)
+    asking = embedder(server, truncate=truncate)
     asking.ensure()
     verified = len(server.embedded)
     with pytest.raises(TextTooLongError) as caught:
         asking.embed_documents(["a", "b" * 301])
     assert caught.value.index == 1
+    assert "truncate" not in str(caught.value)
+    assert "reports" not in str(caught.value)  # it says how many tokens it takes
     assert len(server.embedded) == verified
 
 

@@ -532,7 +532,8 @@ class Job:
             self._again.appendleft(batch)
         elif len(batch.indices) == 1:
             (index,) = batch.indices
-            self._skip(index, self._lengths.error(index, refused.tokens, refused.limit))
+            tokens, limit = refused.tokens, refused.limit
+            self._skip(index, self._lengths.error(self.endpoint, index, tokens, limit))
         else:
             # The server does not say which text it means. In front, so that the error comes soon.
             self._again.extendleft(batch.halves(exclusive=batch.exclusive))

@@ -305,7 +305,7 @@ class Lengths:
         elif isinstance(result, TooLong):
             # It is not sent uncounted: a server that refuses to count it may cut it.
             for index in indices:
-                yield self.error(index, result.tokens, result.limit)
+                yield self.error(endpoint, index, result.tokens, result.limit)
         elif isinstance(result, list):
             for index in indices:
                 try:
@@ -320,14 +320,14 @@ class Lengths:
         tail = [*endpoint.tail]
         if ids[len(ids) - len(tail) :] != tail:
             raise BadReplyError(
-                f"{endpoint.url}{PATH} returned token ids that do not end with those of the end of "
-                f"the prompt ({tail}), as they did before. Check whether another server answers "
-                f"at this address."
+                f"{endpoint.url}{route(endpoint.server)} returned token ids that do not end "
+                f"with those of the end of the prompt ({tail}), as they did before. Check whether "
+                f"another server answers at this address."
             )
         self.prepared.counted[index] = len(ids)
         if limit is not None and len(ids) > limit:
             if not self.truncate:
-                raise self.error(index, len(ids), limit)
+                raise self.error(endpoint, index, len(ids), limit)
             self._cut(index, ids, limit, endpoint)
         elif index in self._as_ids:
             self.prepared.inputs[index] = ids
@@ -387,15 +387,18 @@ class Lengths:
                 again = True
             elif isinstance(given, list) and len(given) > limit:
                 if not self.truncate:
-                    raise self.error(index, len(given), limit)
+                    raise self.error(endpoint, index, len(given), limit)
                 self._cut(index, given, limit, endpoint)
                 again = True
         return again
 
-    def error(self, index: int, tokens: int | None, limit: int | None) -> TextTooLongError:
+    def error(
+        self, endpoint: Endpoint, index: int, tokens: int | None, limit: int | None
+    ) -> TextTooLongError:
         """Return the error for a text that is too long.
 
         Args:
+            endpoint: The server that does not accept it.
             index: Its place in the job.
             tokens: Its length; None when not known.
             limit: Most tokens that are accepted; None when not known.
@@ -410,12 +413,13 @@ class Lengths:
                 f"Shorten the query: instruction and query have up to {self.head_bytes} bytes, and "
                 f"the whole prompt {size}."
             )
-        elif self.truncate and not self._can_count:
-            advice = (
-                f"truncate=True cannot cut it, because this server has no {PATH} route; split it."
-            )
+        elif not takes_ids(endpoint) or not (self.truncate or self._can_count):
+            advice = "Split it."  # truncate=True would not help
         elif not self._can_count:
-            advice = "Split it."
+            advice = (
+                f"truncate=True cannot cut it, because this server has no "
+                f"{route(endpoint.server)} route; split it."
+            )
         elif self.truncate:
             advice = "Split it: this server accepts fewer tokens than it reports."
         else:
@@ -458,7 +462,7 @@ class Lengths:
         end, place = self.model.end_of_text_id, self.offset + index
         if endpoint.scores_route == scores.HEAD:
             if self._has_long_query(index):
-                raise self.error(index, len(ids), limit)
+                raise self.error(endpoint, index, len(ids), limit)
             raise TextTooLongError(
                 f"The prompt of document {place} has {len(ids)} tokens, {limit} are allowed, and "
                 f"it cannot be cut, because {endpoint.url}{scores.HEAD} takes no token ids. Split "
