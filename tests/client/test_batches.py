@@ -48,6 +48,15 @@ def test_strings_and_token_ids_never_share_a_batch() -> None:
     assert [batch.indices for batch in batches] == [(0, 2, 4), (1, 3)]
 
 
+def test_a_text_that_is_cut_to_token_ids_while_batches_are_taken_is_in_one() -> None:
+    prepared = _prepared("a", "b", [7])
+    batches = make_batches(prepared, 1)
+    taken = [next(batches)]
+    prepared.inputs[0] = [7, 7]
+    taken += batches
+    assert sorted(index for batch in taken for index in batch.indices) == [0, 1, 2]
+
+
 def test_texts_of_one_length_go_together() -> None:
     prepared = _prepared("x" * 400, "y", "x" * 404, "z")
     assert [batch.indices for batch in make_batches(prepared, 2)] == [(2, 0), (1, 3)]

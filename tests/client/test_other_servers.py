@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -374,6 +375,24 @@ def test_an_over_long_text_is_cut_before_its_end_of_text(
     cut = [given for batch in server.embedded for given in batch if isinstance(given, list)]
     # To what a router's server takes, its first refusal says; the others state it.
     assert cut[-1] == [*b"b" * 998, END_OF_TEXT]
+
+
+def test_a_text_that_is_cut_during_a_call_is_embedded_once(serve: Serve) -> None:
+    """Counted twice, the call would end without the vector of the text that is answered last."""
+
+    class Slow(Router):
+        def _embeddings(self, request: Request, connection: socket.socket) -> bytes:
+            if texts[-1] in request.body["input"]:
+                time.sleep(0.3)
+            return super()._embeddings(request, connection)
+
+    texts = ["b" * 1500, *(f"text {number:02}" for number in range(16))]
+    server = serve(Slow)
+    asking = embedder(server, truncate=True, batch_size=4, max_concurrency=2)
+    vectors = asking.embed_documents(texts)
+    assert np.abs(vectors[1:] - vectors_of(texts[1:], DIMENSIONS)).max() < 1e-6
+    cut = [given for batch in server.embedded for given in batch if isinstance(given, list)]
+    assert cut == [[*b"b" * 998, END_OF_TEXT]]
 
 
 def test_a_text_that_fills_the_context_of_a_router_exactly_is_counted_with_its_end(

@@ -103,13 +103,16 @@ def make_batches(
     sorted_count = max(batch_texts, WINDOW_TEXTS)
     for start in range(0, len(prepared.inputs), sorted_count):
         indices = range(start, min(start + sorted_count, len(prepared.inputs)))
-        # Strings and token ids cannot be in one request.
-        for kind in (str, list):
-            of_kind = [
+        # Strings and token ids cannot be in one request. Both are found before the first batch is
+        # sent: a text that then becomes token ids would be in two batches.
+        for of_kind in [
+            [
                 (_tokens(prepared, index), index)
                 for index in indices
                 if isinstance(prepared.inputs[index], kind)
             ]
+            for kind in (str, list)
+        ]:
             # The longest first, so that no long one is left over at the end.
             of_kind.sort(key=lambda entry: -entry[0])
             batch: list[int] = []
