@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,8 +19,9 @@ from emberd.errors import (
     ServerStoppedError,
     ServerUnavailableError,
 )
+from emberd.probe import TEI
 from emberd.settings import Settings
-from fake_server import MODEL, FakeServer, vectors_of
+from fake_server import MODEL, QWEN, FakeServer, vectors_of
 
 both = pytest.mark.parametrize("kind", KINDS)
 TEXTS = [f"text {number}" for number in range(120)]
@@ -215,6 +217,37 @@ def test_a_batch_that_the_server_never_saw_is_no_suspect() -> None:
         finish(job.attach(ENDPOINT))
     works = _take_all(job)
     assert [work.crash_count for work in works] == [0, 0]
+
+
+@pytest.mark.parametrize("crashes", [1, 2])
+def test_a_job_that_moves_to_a_server_with_other_limits_goes_on(crashes: int) -> None:
+    """The other one takes no token ids, but the text that was sent as some has its vector."""
+    texts = ["", *TEXTS]
+    job = Job(texts, "{text}", Settings.resolve(model=QWEN), can_reconnect=True)
+    finish(job.prepare())
+    finish(job.attach(ENDPOINT))
+
+    def settle(work: Any) -> None:
+        vectors = vectors_of(texts[index] for index in work.indices)
+        finish(job.settle(work, Embeddings([row.tobytes() for row in vectors], MODEL)))
+
+    works = _take_all(job)
+    settle(works.pop([work.indices for work in works].index((0,))))
+    for crash in range(crashes):
+        for work in works:
+            finish(job.settle(work, CRASHED))
+        is_last = crash == crashes - 1
+        finish(job.attach(replace(ENDPOINT, server=TEI, most_texts=8) if is_last else ENDPOINT))
+        works = _take_all(job)
+    sizes = set()
+    while works:
+        sizes |= {len(work.indices) for work in works}
+        for work in works:
+            settle(work)
+        works = _take_all(job)
+    assert max(sizes) == 8
+    assert job.done
+    assert abs(finish(job.result()).matrix - vectors_of(texts)).max() < 1e-6
 
 
 def test_attach_must_come_first() -> None:

@@ -253,8 +253,6 @@ class Job:
         self._check_dimensions(vectors.shape[1])
         self._matrix = np.empty((len(self._texts), vectors.shape[1]), np.float32)
         self._put(found, vectors)
-        for index in found:
-            self._prepared.skip(index)
 
     def write_cache(self, work: Work, result: Result) -> None:
         """Have the cache store vectors that just came. May write to a disk."""
@@ -397,6 +395,8 @@ class Job:
             raise RuntimeError("attach was not called")
         self._matrix[list(indices)] = vectors
         self.finished += len(indices)
+        for index in indices:
+            self._prepared.skip(index)  # another server may not take it as this one did
 
     def _templated(self, index: int) -> str:
         given = self._prepared.inputs[index]
@@ -406,11 +406,8 @@ class Job:
 
     def _restore_texts(self) -> None:
         """Count the texts again that token ids replaced: this server takes none."""
-        fresh = [*self._fresh]
-        self._fresh = iter(fresh)
-        pending = (*self._again, *self._suspects, *fresh)
-        for index in [index for batch in pending for index in batch.indices]:
-            if isinstance(self._prepared.inputs[index], list):
+        for index, given in enumerate(self._prepared.inputs):
+            if isinstance(given, list):
                 self._prepared.inputs[index] = self._templated(index)
                 self._lengths.shortened.discard(index)
                 self._lengths.to_count.append(TokenCount(index))
@@ -432,24 +429,34 @@ class Job:
         if any(isinstance(work, TokenCount) or work.exclusive for work in self._in_flight):
             return None
         if self._suspects:
-            return self._suspects.popleft() if not self._in_flight else None
-        batch = self._next_again()
+            if self._in_flight:
+                return None
+            if (suspect := self._next_of(self._suspects)) is not None:
+                return suspect
+        batch = self._next_of(self._again)
         while batch is None and (fresh := next(self._fresh, None)) is not None:
-            self._again.append(fresh)  # another server may take other texts as ids
-            batch = self._next_again()
+            self._again.append(fresh)  # it was made for the first server
+            batch = self._next_of(self._again)
         if batch is not None and len(self._texts) == 1:
             return replace(batch, exclusive=True)
         return batch
 
-    def _next_again(self) -> Batch | None:
-        while self._again:
-            batch = self._again.popleft()
-            # Texts may have been set aside or cut in the meantime; a cut one is sent as ids.
-            texts, ids = self._of_kind(batch, str), self._of_kind(batch, list)
-            if texts and ids:
-                self._again.appendleft(replace(batch, indices=ids))
-            if texts or ids:
-                return replace(batch, indices=texts or ids)
+    def _next_of(self, batches: deque[Batch]) -> Batch | None:
+        most = self.endpoint.batch_size(self._settings.batch_size)
+        while batches:
+            batch = batches.popleft()
+            # Texts may have been set aside or cut in the meantime; a cut one is sent as ids. This
+            # server may take fewer texts in a request than the one that the batch was made for.
+            parts = [
+                indices[start : start + most]
+                for indices in (self._of_kind(batch, str), self._of_kind(batch, list))
+                for start in range(0, len(indices), most)
+            ]
+            for part in reversed(parts):
+                tokens = batch.tokens * len(part) // len(batch.indices)
+                batches.appendleft(replace(batch, indices=part, tokens=tokens))
+            if parts:
+                return batches.popleft()
         return None
 
     def _of_kind(self, batch: Batch, kind: type) -> tuple[int, ...]:
