@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from emberd import Embedder, Manager
+from emberd.catalog import EMBED, RERANK
 from emberd.client.clients import AsyncClient, Client
 from emberd.client.verify import verify
 from emberd.endpoint import Endpoint
@@ -299,6 +300,15 @@ def test_a_server_that_does_not_embed_is_a_mismatch(ask: Verifier, status: int) 
         server.answer_first(status)
         with pytest.raises(ServerMismatchError, match=f"answered {status}: try later"):
             ask(server, ServerSpec(model=QWEN))
+
+
+@every
+@pytest.mark.parametrize("task", [EMBED, RERANK])
+def test_a_server_that_fails_is_to_be_one_of_the_task(ask: Verifier, task: str) -> None:
+    with _qwen(closed={"/v1/models": 500}) as server:
+        with pytest.raises(ServerMismatchError) as caught:
+            ask(server, ServerSpec(model=QWEN, task=task))
+    assert ("reranker" in str(caught.value)) == (task == RERANK)
 
 
 @every

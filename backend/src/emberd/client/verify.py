@@ -434,7 +434,7 @@ def _ask(
     gives_rows = request.path in (wire.PATH, *scores.ROUTES)
     if reply.status in wire.NO_ROUTE and (optional or not gives_rows):
         return None  # vLLM and llama.cpp have no /model_info, and a router only the old one
-    kind = "an embedding server" if request.path == wire.PATH else "a server of a reranker"
+    kind = "a server of a reranker" if task == RERANK else "an embedding server"
     advice = f"Start the server as {kind}, or give the base_url of one."
     if (limited or refused) and reply.status in _TOO_MUCH:
         inputs = request.inputs
