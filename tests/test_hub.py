@@ -22,10 +22,14 @@ import huggingface_hub.utils._http
 import pytest
 
 from checkpoints_made import LAST_TOKEN, MODULES
-from emberd import Embedder, HubError, hub, model_card, model_files
+from embedders import FakeManager
+from emberd import Embedder, HubError, Reranker, hub, model_card, model_files
+from emberd.catalog import WEB_TASK
 from emberd.engines.sglang import support
 from emberd.errors import InstructionError, SettingError
+from emberd.prompts import rerank_frame
 from emberd.settings import RerankSettings, Settings
+from fake_reranker import FakeReranker
 from http_server import HttpServer, Request, head, reply
 
 MODEL: Final = "owner/model"
@@ -250,6 +254,85 @@ def test_an_embedding_model_on_the_hub_is_refused_as_a_reranker(served: Hub) -> 
     settings.fetch_card()
     with pytest.raises(SettingError, match="embedding model"):
         settings.check_task()
+
+
+TASK: Final = "Given a legal question, find the statute"
+RERANKER: Final[Mapping[str, Any]] = {
+    "config.json": FILES["config.json"],
+    "tokenizer.json": TOKENIZER,
+    PROMPTS: {
+        "model_type": "CrossEncoder",
+        "prompts": {"law": TASK},
+        "default_prompt_name": "law",
+    },
+}
+
+
+@pytest.fixture
+def scorer() -> Iterator[FakeReranker]:
+    with FakeReranker(model=MODEL) as server:
+        yield server
+
+
+def score(reranker: Reranker, twin: str, **given: str) -> None:
+    """Score a document by a method of threads, or by its asynchronous twin."""
+    if twin == "threads":
+        reranker.scores("q", ["d"], **given)
+    else:
+        asyncio.run(reranker.ascores("q", ["d"], **given))
+
+
+def reranker_of(server: FakeReranker, model: str = MODEL) -> Reranker:
+    """Return a reranker whose server runs already."""
+    return Reranker(model, manager=FakeManager(server), timeout=5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("twin", ["threads", "event loop"])
+def test_the_first_call_of_a_reranker_uses_the_default_instruction_of_its_files(
+    served: Hub, scorer: FakeReranker, twin: str
+) -> None:
+    served.files = dict(RERANKER)
+    score(reranker_of(scorer), twin)
+    assert scorer.scored[-1] == ["d".join(rerank_frame("q", TASK))]
+
+
+@pytest.mark.parametrize("twin", ["threads", "event loop"])
+def test_a_default_instruction_that_cannot_be_fetched_is_not_assumed(
+    served: Hub, scorer: FakeReranker, twin: str
+) -> None:
+    served.files, served.fails = dict(RERANKER), "gone"
+    reranker = reranker_of(scorer)
+    score(reranker, twin, instruction="Find it")
+    assert scorer.scored[-1] == ["d".join(rerank_frame("q", "Find it"))]
+    for _ in range(2):
+        with pytest.raises(HubError) as raised:
+            score(reranker, twin)
+        assert " instruction=" in str(raised.value)
+        assert "query_instruction" not in str(raised.value)
+    assert scorer.scored[-1] == ["d".join(rerank_frame("q", "Find it"))]
+    served.fails = ""
+    score(reranker, twin)
+    assert scorer.scored[-1] == ["d".join(rerank_frame("q", TASK))]
+
+
+@pytest.mark.parametrize("twin", ["threads", "event loop"])
+def test_a_model_that_turns_out_to_be_no_reranker_is_refused_although_its_server_is_known(
+    served: Hub, scorer: FakeReranker, twin: str
+) -> None:
+    served.fails = "gone"
+    reranker = reranker_of(scorer)
+    score(reranker, twin, instruction="Find it")
+    served.fails = ""
+    with pytest.raises(SettingError):
+        score(reranker, twin)
+
+
+def test_a_reranker_of_the_catalog_needs_no_hub(served: Hub) -> None:
+    served.fails = "gone"
+    with FakeReranker(model="Qwen/Qwen3-Reranker-0.6B") as server:
+        reranker_of(server, server.model).scores("q", ["d"])
+        assert server.scored[-1] == ["d".join(rerank_frame("q", WEB_TASK))]
+    assert served.requests == []
 
 
 @pytest.mark.parametrize(

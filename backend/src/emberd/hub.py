@@ -104,6 +104,5 @@ def _error(model: str, revision: str | None, cause: str, advice: str) -> HubErro
     what = model + (f" at {revision}" if revision else "")
     return HubError(
         f"The files that describe {what} are not all on this machine, and emberd cannot fetch "
-        f"them: {cause}. {advice}; or give query_instruction= and document_instruction=, '' for "
-        f"no prompt, and emberd does not need them."
+        f"them: {cause}. {advice}."
     )

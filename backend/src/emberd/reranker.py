@@ -127,6 +127,8 @@ class Reranker(ModelUser):
             SettingError: ``top_n`` or ``instruction`` is invalid.
             QueryError: ``query`` is not a text, or cannot be encoded.
             TextError: A document cannot be scored; ``index`` is its place in ``documents``.
+            HubError: No instruction is given, and the files that may name the model's default
+                cannot be fetched.
             ServerError: No server is available.
             RequestError: The server refused the request, failed, or sent an invalid reply.
         """
@@ -143,6 +145,8 @@ class Reranker(ModelUser):
         """
         task = self._check(query, instruction)
         client = self._client()
+        if task is None and self._settings.awaits_card:
+            self._handle.wait("card", self._settings.obtain_card)
         scores: Floats = client.embed(documents, self._frame(query, task))
         return scores.reshape(-1)
 
@@ -164,7 +168,7 @@ class Reranker(ModelUser):
         task = self._check(query, instruction)
         client = await self._aclient()
         if task is None and self._settings.awaits_card:
-            await self.aensure()  # fetches the files, which may have a default instruction
+            await self._handle.run("card", self._settings.obtain_card)
         scores: Floats = await client.embed(documents, self._frame(query, task))
         return scores.reshape(-1)
 

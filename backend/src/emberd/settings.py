@@ -288,7 +288,10 @@ class Settings(_WithCard):
         """
         error = self.fetch_card() if self.has_templates else self._fetch_card()
         if error is not None and not self.has_templates:
-            raise error
+            raise HubError(
+                f"{error} Or give query_instruction= and document_instruction=, '' for no prompt, "
+                f"and emberd does not need them."
+            ) from error
         return self.known
 
     def check_card(self, *, native: bool = False) -> None:
@@ -425,6 +428,25 @@ class RerankSettings(Settings):
     model: str = DEFAULT_RERANKER
     query_instruction: str | None = ""
     document_instruction: str | None = ""
+
+    def obtain_card(self) -> Model:
+        """Fetch what describes the model, and return what is known then.
+
+        Called before the model's default instruction is used, which its files may name.
+
+        Raises:
+            HubError: The files cannot be fetched.
+            SettingError: They are not those of a reranker whose prompt emberd can write.
+        """
+        if self.awaits_card:
+            try:
+                hub.fetch(self.model, self.revision, optional=False)
+            except HubError as error:
+                raise HubError(
+                    f"{error} Or give instruction=, and emberd does not need them."
+                ) from error
+        self.check_task()
+        return self.known
 
 
 _KINDS: Final[Mapping[str | None, str]] = {EMBED: "an embedding model", RERANK: "a reranker"}
