@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,48 @@ _TEMPLATE = _PAIRS.replace("{task}", _TASK_SLOT)
 _NAMED = _TASK_SLOT.replace("{{ ", "{%- set task = ").replace(" }}", " -%}\n") + _PAIRS.replace(
     "{task}", "{{ task }}"
 )
+_QUERY_CHAIN, _DOCUMENT_CHAIN = (
+    f'messages | selectattr("role", "eq", "{role}") | map(attribute="content") | first'
+    for role in ("query", "document")
+)
+# As the documentation of vLLM has it, and with the other way to the content of a message.
+_INLINE = (
+    _TEMPLATE.removeprefix(_ROLES)
+    .replace("{{ query }}", f"{{{{\n{_QUERY_CHAIN}\n}}}}")
+    .replace("{{ document }}", f"{{{{ {_DOCUMENT_CHAIN} }}}}")
+)
+_ATTRIBUTES = _INLINE.replace(
+    _QUERY_CHAIN, "(messages | selectattr('role', 'eq', 'query') | first).content"
+)
+_NO_DEFAULT = re.sub(r' [|] default\(".*?"\)', "", _TEMPLATE)
+_SET_TASK = _NAMED[: _NAMED.index("\n") + 1]
+_DEFAULT_LATER = _NAMED.replace(f' | default("{WEB_TASK}")', "").replace(
+    "{{ task }}", f"{{{{ task | default('{_LEGAL}') }}}}"
+)
+_UNUSED_SYSTEM = _SET_TASK + _PAIRS.replace("{task}", _LEGAL)
+_OTHER_TASKS = (
+    'task | default("Find code", true)',
+    'task | default("Find code", boolean=true)',
+    "task | default(query)",
+    'task or "Find code"',
+    'task if task else "Find code"',
+    "task | upper",
+    "other",
+)
+_OTHER_QUERIES = (
+    "query.strip()",
+    'query ~ " x"',
+    'query | default("No query")',
+    "document",
+    '"the query"',
+)
+_SWAPPED = (
+    _PAIRS.replace("{{ query }}", "{{ x }}")
+    .replace("{{ document }}", "{{ query }}")
+    .replace("{{ x }}", "{{ document }}")
+    .replace("{task}", _TASK_SLOT)
+)
+_HIDDEN = f"{{# {{% set query = {_QUERY_CHAIN} %}} #}}"
 _CHAT = "{% for message in messages %}{{ message.role }}{{ message.content }}{% endfor %}"
 
 
@@ -191,6 +234,13 @@ def rendered(template: str, *messages: dict[str, str]) -> str:
         ({"prompts": {"legal": _LEGAL}, "default_prompt_name": "legal"}, _NAMED, _LEGAL),
         ({"prompts": {"x": "y"}, "default_prompt_name": "x"}, _PAIRS.replace("{task}", "a"), "a"),
         ({}, _CHAT, WEB_TASK),
+        ({}, _INLINE, WEB_TASK),
+        ({}, _ATTRIBUTES, WEB_TASK),
+        ({}, _NAMED.replace("{{ task }}", "{{ task | default('unused') }}"), WEB_TASK),
+        ({}, _DEFAULT_LATER, _LEGAL),
+        ({}, _UNUSED_SYSTEM, _LEGAL),
+        ({"prompts": {"x": "y"}, "default_prompt_name": "x"}, _UNUSED_SYSTEM, _LEGAL),
+        ({"prompts": {"x": "y"}, "default_prompt_name": "x"}, _NO_DEFAULT, "y"),
     ],
 )
 def test_the_default_instruction_of_a_reranker_is_that_of_its_files(
@@ -222,6 +272,21 @@ def test_the_default_instruction_of_a_reranker_is_that_of_its_files(
         ({}, _TEMPLATE.replace("{{ document }}", "{{ document | trim }}")),
         ({}, _TEMPLATE.replace("<Query>", "{% if query %}<Query>{% endif %}")),
         ({}, _PAIRS.replace("{task}", f"Task: {_TASK_SLOT}")),
+        ({}, _NO_DEFAULT),
+        ({}, _TEMPLATE.replace(WEB_TASK, "")),
+        ({}, _TEMPLATE.replace(WEB_TASK, r"Find \x63ode")),
+        *[({}, _NAMED.replace("{{ task }}", f"{{{{ {code} }}}}")) for code in _OTHER_TASKS],
+        *[({}, _TEMPLATE.replace("{{ query }}", f"{{{{ {code} }}}}")) for code in _OTHER_QUERIES],
+        ({}, _TEMPLATE.replace("{{ document }}", "{{ document[:500] }}")),
+        (
+            {},
+            _TEMPLATE.replace('"query"', '"x"').replace('"document"', '"query"')
+            + "{# 'document' #}",
+        ),
+        ({}, _SWAPPED),
+        ({}, _TEMPLATE.replace(_ROLES, f"{_ROLES}{{% set query = document %}}")),
+        ({}, _TEMPLATE.replace(_ROLES, f"{_ROLES}{{% set query = document %}}{_HIDDEN}")),
+        ({}, _TEMPLATE.replace(_ROLES, f"{_ROLES}{{% set messages = query %}}")),
     ],
 )
 def test_a_reranker_with_another_prompt_is_refused(

@@ -5,8 +5,8 @@ roles query and document, and the saved prompt of ``default_prompt_name`` as the
 (6.2.0). emberd writes the prompt of Qwen3-Reranker, in which only the instruction varies. So
 a template that writes another prompt is an error: the scores would be those of another model.
 
-Templates are compared as text, because only Jinja can run one. What a text does not show, such as
-the effect of a condition, counts as another prompt.
+Templates are compared as text, because only Jinja can run one. Code of any other form than that of
+published templates counts as another prompt.
 """
 
 from __future__ import annotations
@@ -25,12 +25,29 @@ from emberd.prompts import rerank_frame
 TEMPLATE: Final = "chat_template.jinja"
 
 _SLOT: Final = "\0"
+_SYSTEM: Final = "system"
+
+# The only code that is accepted: the content of the message of a role. Jinja's other filters,
+# operators and tests may change the text, or use another one for an empty text. ``~`` stands for
+# optional white space.
 _ROLE: Final = "[\"']{}[\"']"
-_ONLY_SETS: Final = re.compile(r"\{%(?!-?\s*set\s)")
-_CODE: Final = re.compile(r"\{[{%].*?[%}]\}", re.DOTALL)
-_FILTER: Final = re.compile(r"\|\s*(\w+)")
-_KEEP_TEXT: Final = frozenset({"selectattr", "map", "first", "default"})
-_DEFAULT: Final = re.compile(r"\|\s*default\(\s*(\"[^\"]*\"|'[^']*')\s*\)")
+_OF_ROLE: Final = (
+    r"messages~\|~selectattr~\(~[\"']role[\"']~,~[\"'](?:eq|equalto|==)[\"']~,~"
+    r"[\"'](system|query|document)[\"']~\)"
+)
+_CONTENT: Final = (
+    rf"{_OF_ROLE}~\|~map~\(~attribute~=~[\"']content[\"']~\)~\|~first"
+    rf"|\(~{_OF_ROLE}~\|~first~\)~\.~content"
+    r"|(\w+)"
+)
+# Without braces, so that the end of the code is where it seems to be, and without escapes.
+_DEFAULT: Final = r"\|~default~\(~([\"'])([^\"'\\{}\r]*)\4~\)"
+_VALUE: Final = re.compile(f"(?:{_CONTENT})(?:~{_DEFAULT})?".replace("~", r"\s*"))
+_SET: Final = re.compile(r"set\s+(\w+)\s*=\s*(.*)", re.DOTALL)
+_CODE: Final = re.compile(r"\{#.*?#\}|\{%-?(.*?)-?%\}|\{\{-?(.*?)-?\}\}", re.DOTALL)
+
+# The role whose message a piece of code writes, and what it writes if there is none.
+_Value = tuple[str, str | None]
 
 
 def default_instruction(folder: Path) -> str:
@@ -42,12 +59,15 @@ def default_instruction(folder: Path) -> str:
     """
     _check_modality(folder)
     path, template = _pair_template(folder)
-    own = WEB_TASK
-    if template is not None:
-        own = _instruction_of(path, template)
-        if not re.search(_ROLE.format("system"), template):
-            return own  # the template ignores the saved prompt
-    return _saved_prompt(folder) or own
+    if template is None:
+        return _saved_prompt(folder) or WEB_TASK
+    own, is_fixed = _instruction_of(path, template)
+    task = own if is_fixed else _saved_prompt(folder) or own
+    if not task:
+        raise ModelFileError(
+            f"{path} has no default for the instruction, and {folder / PROMPTS_FILE} names none"
+        )
+    return task
 
 
 def _check_modality(folder: Path) -> None:
@@ -86,27 +106,66 @@ def _pair_template(folder: Path) -> tuple[Path, str | None]:
     return path, found if is_for_pairs else None
 
 
-def _instruction_of(path: Path, template: str) -> str:
-    """Return the instruction of a template that writes the prompt of Qwen3-Reranker."""
+def _instruction_of(path: Path, template: str) -> tuple[str | None, bool]:
+    """Return the instruction of a template that writes the prompt of Qwen3-Reranker.
+
+    Returns:
+        The instruction, or None; and whether the template ignores a saved prompt.
+    """
     expected = rerank_frame(_SLOT, default=_SLOT)
     before, after = expected.before.split(_SLOT, 1)
     pattern = f"{re.escape(before)}([^\n]+){re.escape(after)}{_SLOT}{re.escape(expected.after)}"
     found = re.fullmatch(pattern, _literal(template))
-    filters = {name for code in _CODE.findall(template) for name in _FILTER.findall(code)}
-    if found is None or _ONLY_SETS.search(template) or not filters <= _KEEP_TEXT:
-        raise ModelFileError(
-            f"{path} writes another prompt for a query and a document than that of "
-            f"Qwen3-Reranker, the only one that emberd can write, or has conditions, which emberd "
-            f"does not evaluate"
-        )
-    if found[1] != _SLOT:
+    values = _values(template)
+    if found is None or values is None:
+        raise _other_prompt(path)
+    if is_fixed := found[1] != _SLOT:
         if _SLOT in found[1]:
             raise ModelFileError(f"{path} puts more than a task into the instruction of the prompt")
-        return found[1]
-    defaults = {text[1:-1] for text in _DEFAULT.findall(template)}
-    if len(defaults) > 1 or any("\\" in text for text in defaults):
-        raise ModelFileError(f"{path} has no instruction that can be read as its default")
-    return next(iter(defaults), WEB_TASK)
+        values.insert(0, (_SYSTEM, found[1]))
+    if [role for role, _ in values] != [_SYSTEM, "query", "document"]:
+        raise _other_prompt(path)
+    return values[0][1], is_fixed
+
+
+def _other_prompt(path: Path) -> ModelFileError:
+    return ModelFileError(
+        f"{path} writes another prompt for a query and a document than that of Qwen3-Reranker, the "
+        f"only one that emberd can write, or has code that emberd does not evaluate"
+    )
+
+
+def _values(template: str) -> list[_Value] | None:
+    """Return the values that a template writes, in order; None if it has other code too."""
+    variables: dict[str, _Value] = {}
+    written: list[_Value] = []
+    for code in _CODE.finditer(template):
+        statement, expression = code.groups()
+        if statement is not None:
+            assigned = _SET.fullmatch(statement.strip())
+            value = _value(assigned[2], variables) if assigned else None
+            if assigned is None or value is None or assigned[1] == "messages":
+                return None
+            variables[assigned[1]] = value
+        elif expression is not None:
+            if (value := _value(expression.strip(), variables)) is None:
+                return None
+            written.append(value)
+    return written
+
+
+def _value(code: str, variables: dict[str, _Value]) -> _Value | None:
+    """Return what an expression writes; None if it is of another form."""
+    if (found := _VALUE.fullmatch(code)) is None:
+        return None
+    content, attribute, name, _, default = found.groups()
+    role, first_default = (
+        variables.get(name, (None, None)) if name else (content or attribute, None)
+    )
+    # Jinja fails if there is no message to take the attribute of, and only that may be missing.
+    if role is None or attribute == _SYSTEM or (default is not None and role != _SYSTEM):
+        return None
+    return role, default if first_default is None else first_default
 
 
 def _literal(template: str) -> str:
