@@ -26,6 +26,7 @@ from emberd.catalog import Model
 from emberd.model_files import (
     CONFIG,
     ModelFileError,
+    absolute,
     as_object,
     hub_cache,
     hub_lacks,
@@ -131,6 +132,18 @@ _chosen: dict[tuple[str, str | None, Path], Path] = {}
 def choose(name: str, revision: str | None, snapshot: Path) -> None:
     """Describe a model on the hub by this snapshot from now on, although files are missing."""
     _chosen[name, revision, hub_cache()] = snapshot
+
+
+def may_rerank(model: str, revision: str | None = None) -> bool:
+    """Return whether a model's files name no task, and can be those of a reranker.
+
+    Args:
+        model: Name on the hub, or a folder.
+        revision: Commit, branch or tag on the hub.
+    """
+    name = absolute(model)
+    wanted = describe(name, revision, task=catalog.RERANK)
+    return wanted.task == catalog.RERANK and describe(name, revision).task is None
 
 
 def _complete(name: str, revision: str | None) -> Path | None:

@@ -31,7 +31,6 @@ START_TIMEOUT_S: Final = 900.0
 QUANTIZATIONS: Final = ("fp8",)
 """What ``quantization=`` may be besides None."""
 
-
 # The engines that compare a model's pooling with their own; None is any engine.
 _CHECKING_ENGINES: Final = (None, "sglang", "transformers")
 
@@ -430,9 +429,7 @@ class RerankSettings(Settings):
     document_instruction: str | None = ""
 
     def obtain_card(self) -> Model:
-        """Fetch what describes the model, and return what is known then.
-
-        Called before the model's default instruction is used, which its files may name.
+        """Fetch what describes the model, as its files may name an instruction; return it.
 
         Raises:
             HubError: The files cannot be fetched.
@@ -442,15 +439,12 @@ class RerankSettings(Settings):
             try:
                 hub.fetch(self.model, self.revision, optional=False)
             except HubError as error:
-                raise HubError(
-                    f"{error} Or give instruction=, and emberd does not need them."
-                ) from error
+                raise HubError(f"{error} Or give instruction=, which needs no file.") from error
         self.check_task()
         return self.known
 
 
 _KINDS: Final[Mapping[str | None, str]] = {EMBED: "an embedding model", RERANK: "a reranker"}
-
 _BY_TASK: Final = {EMBED: Settings, RERANK: RerankSettings}
 
 
@@ -472,18 +466,6 @@ def kind_of(
     if task not in (None, *_BY_TASK):
         raise SettingError(f"task={task!r} must be {' or '.join(map(repr, _BY_TASK))}.")
     return _BY_TASK[task or EMBED]
-
-
-def may_rerank(model: str, revision: str | None = None) -> bool:
-    """Return whether a model's files name no task, and can be those of a reranker.
-
-    Args:
-        model: Name on the hub, or a folder.
-        revision: Commit, branch or tag on the hub.
-    """
-    name = model_files.absolute(model)
-    wanted = model_card.describe(name, revision, task=RERANK)
-    return wanted.task == RERANK and model_card.describe(name, revision).task is None
 
 
 _DEFAULT: Final = Settings()

@@ -22,6 +22,7 @@ from emberd.errors import (
     SettingError,
     StartError,
 )
+from emberd.model_card import may_rerank
 from emberd.settings import (
     DEFAULT_MODEL,
     DEFAULT_RERANKER,
@@ -30,7 +31,6 @@ from emberd.settings import (
     ServerSpec,
     Settings,
     kind_of,
-    may_rerank,
 )
 
 _IF_RERANKER: Final = "If it is a reranker, use emberd.Reranker to score documents with it."

@@ -14,7 +14,8 @@ from emberd.cli import downloads, options, output
 from emberd.env import Places
 from emberd.errors import SettingError
 from emberd.gateway import DEFAULT_HOST, DEFAULT_PORT
-from emberd.settings import DEFAULT_MODEL, Settings, StartOptions, may_rerank
+from emberd.model_card import may_rerank
+from emberd.settings import DEFAULT_MODEL, Settings, StartOptions
 from emberd.verified_manager import Manager
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ from emberd.engines.base import (
 from emberd.env import Places
 from emberd.errors import EmberdError, NoEngineError, SettingError
 from emberd.manager import Server
-from emberd.settings import ServerSpec, Settings, StartOptions, may_rerank
+from emberd.model_card import may_rerank
+from emberd.settings import ServerSpec, Settings, StartOptions
 from emberd.verified_manager import Manager
 
 if TYPE_CHECKING:

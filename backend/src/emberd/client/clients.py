@@ -28,7 +28,7 @@ from emberd.client.batches import Batch, TextWindow, awindows, windows
 from emberd.client.coalesce import MergeKey, TaskMerger, ThreadMerger
 from emberd.client.event_loops import LoopLocal, Steps, finish, in_slices, in_thread
 from emberd.client.inputs import check_texts
-from emberd.client.job import MOST_OPEN, Embedded, Job, OpenJobs, Work
+from emberd.client.job import MOST_OPEN, Embedded, Job, Work
 from emberd.client.lengths import EndpointFacts
 from emberd.client.limits import LOOP_LIMITERS, PROCESS_LIMITER, CallSlots, Slot
 from emberd.client.observed import Observation
@@ -59,6 +59,31 @@ def _fail(seen: Iterable[Observation], error: BaseException) -> None:
     """End the observation of open windows."""
     for each in seen:
         each.fail(error)
+
+
+class _OpenJobs(deque[Job]):
+    """The open jobs of one call, in the order of their texts."""
+
+    @property
+    def in_flight(self) -> int:
+        """How many pieces of work, over all jobs, were taken and are not finished."""
+        return sum([job.in_flight for job in self])
+
+    def take(self) -> tuple[Job, Work] | None:
+        """Return what to send now; None while nothing may be sent."""
+        in_flight = self.in_flight
+        if not self or in_flight >= min([job.most_in_flight for job in self]):
+            return None
+        jobs: Iterable[Job] = self
+        for job in self:
+            if job.is_bisecting:
+                # A suspect batch is in flight by itself, in all jobs of the call.
+                jobs = () if in_flight > job.in_flight else (job,)
+                break
+        for job in jobs:
+            if (work := job.take()) is not None:
+                return job, work
+        return None
 
 
 class _ClientBase(Generic[R]):
@@ -262,7 +287,7 @@ class Client(_ClientBase[Endpoint]):
         job_of: Callable[[TextWindow], Steps[Job]],
         observe: Callable[[], Observation],
     ) -> Generator[Embedded]:
-        jobs = OpenJobs()
+        jobs = _OpenJobs()
         seen: deque[Observation] = deque()
         slots = CallSlots(PROCESS_LIMITER, self._settings.max_concurrency, group=self._merger)
         finished: SimpleQueue[Future[_Done]] = SimpleQueue()
@@ -291,7 +316,9 @@ class Client(_ClientBase[Endpoint]):
         finally:
             slots.abandon()
 
-    def _step(self, jobs: OpenJobs, slots: CallSlots, finished: SimpleQueue[Future[_Done]]) -> None:
+    def _step(
+        self, jobs: _OpenJobs, slots: CallSlots, finished: SimpleQueue[Future[_Done]]
+    ) -> None:
         """Send what may be sent, and wait for one result."""
         for job in jobs:
             if job.lost and self._reconnect is not None:
@@ -426,7 +453,7 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
         job_of: Callable[[TextWindow], Steps[Job]],
         observe: Callable[[], Observation],
     ) -> AsyncGenerator[Embedded]:
-        jobs = OpenJobs()
+        jobs = _OpenJobs()
         seen: deque[Observation] = deque()
         tasks: set[asyncio.Task[_Done]] = set()
         try:
@@ -456,7 +483,7 @@ class AsyncClient(_ClientBase[Awaitable[Endpoint]]):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _step(self, jobs: OpenJobs, tasks: set[asyncio.Task[_Done]]) -> None:
+    async def _step(self, jobs: _OpenJobs, tasks: set[asyncio.Task[_Done]]) -> None:
         """Send what may be sent, and wait for at least one result."""
         for job in jobs:
             if job.lost and self._reconnect is not None:

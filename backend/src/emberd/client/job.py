@@ -582,28 +582,3 @@ class Job:
                 index=place,
             )
             self._skip(index, error)
-
-
-class OpenJobs(deque[Job]):
-    """The open jobs of one call, in the order of their texts."""
-
-    @property
-    def in_flight(self) -> int:
-        """How many pieces of work, over all jobs, were taken and are not finished."""
-        return sum([job.in_flight for job in self])
-
-    def take(self) -> tuple[Job, Work] | None:
-        """Return what to send now; None while nothing may be sent."""
-        in_flight = self.in_flight
-        if not self or in_flight >= min([job.most_in_flight for job in self]):
-            return None
-        jobs: Iterable[Job] = self
-        for job in self:
-            if job.is_bisecting:
-                # A suspect batch is in flight by itself, in all jobs of the call.
-                jobs = () if in_flight > job.in_flight else (job,)
-                break
-        for job in jobs:
-            if (work := job.take()) is not None:
-                return job, work
-        return None

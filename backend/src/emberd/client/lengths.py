@@ -16,10 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from unicodedata import is_normalized
 
-import msgspec
-
 from emberd.catalog import EMBED, NOUN, RECREATE, Model
-from emberd.client import scores, wire
+from emberd.client import scores, tei, wire
 from emberd.client.event_loops import Steps
 from emberd.client.inputs import (
     ADDED_TOKENS,
@@ -65,7 +63,7 @@ _ROUTE: Final[_Route] = (PATH, "prompt", {})
 _OTHER_ROUTES: Final[dict[str, _Route]] = {
     "vllm": ("/tokenize", "prompt", {}),
     _LLAMA_CPP: ("/tokenize", "content", {"add_special": True, "parse_special": True}),
-    TEI: ("/tokenize", "inputs", {}),
+    TEI: (tei.TOKENIZE, "inputs", {}),
 }
 _TEXT_ONLY: Final = {"add_special": False, "parse_special": False}
 
@@ -560,7 +558,7 @@ def read_ids(body: bytes) -> list[int]:
         BadReplyError: It has none.
     """
     if body.lstrip().startswith(b"["):
-        ids: Any = [token.id for token in read_tei_tokens(body)]
+        ids: Any = [token.id for token in tei.read_tokens(body)]
     else:
         ids = wire.parse_object(body).get("tokens")
     if not isinstance(ids, list) or not ids or not all(type(token) is int for token in ids):
@@ -569,35 +567,6 @@ def read_ids(body: bytes) -> list[int]:
             "server of another kind, or a proxy, answers at this address."
         )
     return ids
-
-
-class TeiToken(msgspec.Struct):
-    """A token as Text Embeddings Inference returns it.
-
-    Attributes:
-        id: Its number.
-        stop: Where it ends in the text that was tokenized, in bytes; None for a token that the
-            tokenizer adds, or that is special.
-    """
-
-    id: int
-    stop: int | None = None
-
-
-_TEI_REPLY: Final = msgspec.json.Decoder(list[list[TeiToken]])
-
-
-def read_tei_tokens(body: bytes | None) -> list[TeiToken]:
-    """Return the tokens of one text from the reply to a ``tokenize_request``; empty if it has none.
-
-    Args:
-        body: The reply of Text Embeddings Inference; None if there is none.
-    """
-    try:
-        (tokens,) = _TEI_REPLY.decode(body or b"")
-    except (ValueError, RecursionError):
-        return []
-    return tokens
 
 
 def read_whole(endpoint: Endpoint, body: bytes, model: Model) -> list[int]:

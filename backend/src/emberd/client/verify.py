@@ -25,9 +25,9 @@ from emberd.client import (
     canary,
     lengths,
     scores,
+    tei,
     verify_listing,
     verify_scores,
-    verify_tei,
     wire,
 )
 from emberd.client.event_loops import finish
@@ -161,7 +161,7 @@ def steps(
         ask = functools.partial(ask, starts=True)
     most_texts = None
     if server == TEI:
-        most_texts = verify_tei.check_info(url, of_tei, model)
+        most_texts = tei.check_info(url, of_tei, model)
         batch_size = min(batch_size or most_texts, most_texts)
     longest = entry.get("max_model_len")
     limits = [longest]
@@ -195,7 +195,7 @@ def steps(
         request = lengths.tokenize_request(server, name, text)
         counted = yield from ask(request, optional=True)
     if server == TEI:
-        verify_tei.check_tokens(url, text, counted, bodies[-1])
+        tei.check_tokens(url, text, counted, bodies[-1])
     counts_exactly = _check_tokens(url, model, counted, bodies[-1])
     vectors, note = yield from _canary(url, model, name, bodies, ask, batch_size=batch_size)
     found = Endpoint(

@@ -34,8 +34,9 @@ from emberd.doctor.findings import Finding, gather, note, ok, problem
 from emberd.doctor.wanted import Wanted
 from emberd.engines.base import EnvironmentEngine, OtherCache
 from emberd.errors import EmberdError
+from emberd.model_card import may_rerank
 from emberd.probe import ProbeReply
-from emberd.settings import ServerSpec, may_rerank
+from emberd.settings import ServerSpec
 from emberd.system.disk_space import in_words
 from emberd.system.redaction import host
 

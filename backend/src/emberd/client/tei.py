@@ -1,4 +1,4 @@
-"""What is verified of Text Embeddings Inference, besides what is verified of all servers.
+"""Text Embeddings Inference: how its tokens are read, and what is verified of it besides the rest.
 
 It says more of itself than others do, and can be started with options that change vectors without
 an error: another pooling, and a prompt that it puts before each text. Names and meanings of its
@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import msgspec
+
 from emberd.catalog import Model
-from emberd.client import lengths, wire
+from emberd.client import wire
 from emberd.errors import ServerMismatchError
-from emberd.probe import INFO, TEI
+from emberd.probe import INFO
+
+TOKENIZE: Final = "/tokenize"
 
 _FIELDS: Final[dict[str, type]] = {
     "max_input_length": int,
@@ -22,6 +26,35 @@ _FIELDS: Final[dict[str, type]] = {
 
 # Its names of poolings -> those of sentence-transformers 6.x. "splade" gives no such embeddings.
 _POOLINGS: Final = {"cls": "cls", "mean": "mean", "last_token": "lasttoken"}
+
+
+class Token(msgspec.Struct):
+    """A token as the server returns it.
+
+    Attributes:
+        id: Its number.
+        stop: Where it ends in the text that was tokenized, in bytes; None for a token that the
+            tokenizer adds, or that is special.
+    """
+
+    id: int
+    stop: int | None = None
+
+
+_TOKENS: Final = msgspec.json.Decoder(list[list[Token]])
+
+
+def read_tokens(body: bytes | None) -> list[Token]:
+    """Return the tokens of one text from the reply to a request for them; empty if it has none.
+
+    Args:
+        body: The reply; None if there is none.
+    """
+    try:
+        (tokens,) = _TOKENS.decode(body or b"")
+    except (ValueError, RecursionError):
+        return []
+    return tokens
 
 
 def check_info(url: str, info: dict[str, Any], model: Model) -> int:
@@ -74,10 +107,10 @@ def check_tokens(url: str, text: str, counted: bytes | None, embedded: bytes) ->
     Raises:
         ServerMismatchError: It does, or that cannot be seen.
     """
-    tokens = lengths.read_tei_tokens(counted)
+    tokens = read_tokens(counted)
     if not tokens:
         raise ServerMismatchError(
-            f"{url}{lengths.route(TEI)} is missing or closed, or returns no tokens. emberd needs "
+            f"{url}{TOKENIZE} is missing or closed, or returns no tokens. emberd needs "
             f"it to know which texts the server would cut. Open that route, or update Text "
             f"Embeddings Inference."
         )
