@@ -304,6 +304,24 @@ def test_a_query_whose_tokens_leave_space_is_used_although_its_bytes_do_not(
         assert raised.value.index == 1
 
 
+@pytest.mark.parametrize("appends", [None, APPENDS])
+def test_the_query_is_counted_once_if_a_server_short_of_memory_refuses_a_batch(
+    appends: int | None,
+) -> None:
+    query, documents = "向量" * 855, [f"{'检索' * 2000}{number}" for number in range(25)]
+    with FakeReranker(by_character=True, end_of_text=appends, context_tokens=40_000) as server:
+        reranker = reranker_for(server, truncate=True)
+        reranker.ensure()
+        server.context_tokens = 4000
+        scores = reranker.scores(query, documents)
+        tail = tokenize(RERANK_SUFFIX, by_character=True)
+        whole = tokenize(prompt(query, documents[0]), by_character=True)
+        ids = [*whole[: 3999 - len(tail)], *tail]
+        assert scores.tolist() == [np.float32(score_of([*ids, 0]))] * len(documents)
+        counted = [request.body["prompt"] for request in server.to("/v1/tokenize")]
+        assert counted.count(rerank_frame(query).before) == 1
+
+
 def test_a_query_is_refused_by_its_bytes_if_its_tokens_cannot_be_counted() -> None:
     class Fails(FakeReranker):
         def _tokenize(self, request: Request, connection: socket.socket) -> bytes:

@@ -147,7 +147,8 @@ class Lengths:
     shortened: set[int] = field(default_factory=set)
     _asked: set[tuple[int, int]] = field(default_factory=set)  # texts, and limits counted for
     _can_count: bool = True
-    _head_tokens: int | None = None  # those of ``head``, for one server; None if not counted
+    _most_head: int | None = None  # tokens of ``head`` at most, for one server; None: not counted
+    _head_is_asked: bool = False  # whether they were counted, or are being counted
     _as_ids: set[int] = field(default_factory=set)  # texts that are sent as token ids
     _alike: dict[int, list[int]] = field(default_factory=dict)  # one text -> others equal to it
 
@@ -189,26 +190,32 @@ class Lengths:
         others = {index for equal in self._alike.values() for index in equal}
         wanted = {count.index for count in self.to_count} | self._as_ids
         self.to_count = deque(map(TokenCount, sorted(wanted - others - {_HEAD})))
-        self._head_tokens = None
-        self._count_head(endpoint)
+        self._most_head, self._head_is_asked = None, False
+        if self.to_count:
+            self._count_head(endpoint)
         return problems
 
-    def _count_head(self, endpoint: Endpoint) -> None:
+    def _count_head(self, endpoint: Endpoint) -> bool:
         """Have what precedes each document counted if it is too long by the bound of its bytes.
 
         The bound is far off for Chinese, whose characters have three bytes and seldom three tokens.
+
+        Returns:
+            Whether it is not counted yet: no document can be cut until then.
         """
         limit = self._limit(endpoint)
         cuts = self.truncate and endpoint.tail and endpoint.scores_route != scores.HEAD
-        if not (cuts and self.to_count) or limit is None or self._head_tokens is not None:
-            return
-        if self._most_head_tokens() > limit - len(endpoint.tail):
+        if not cuts or limit is None or self._most_head is not None:
+            return False
+        if not self._head_is_asked and self._most_head_tokens() > limit - len(endpoint.tail):
+            self._head_is_asked = True
             self.to_count.appendleft(TokenCount(_HEAD))
+        return self._head_is_asked
 
     def _most_head_tokens(self) -> int:
         """Return how many tokens of a prompt belong to what precedes its document, at most."""
-        if self._head_tokens is not None:
-            return self._head_tokens + _HEAD_MARGIN
+        if self._most_head is not None:
+            return self._most_head
         return self.head_bytes + ADDED_TOKENS  # it has no more tokens than bytes
 
     def text_of(self, count: TokenCount) -> str | None:
@@ -282,7 +289,8 @@ class Lengths:
             RequestError: They could not be counted, or a prompt lacks its end.
         """
         if _HEAD in indices:  # a failure leaves the bound
-            self._head_tokens = len(result) if isinstance(result, list) else None
+            most = self._most_head_tokens()
+            self._most_head = len(result) + _HEAD_MARGIN if isinstance(result, list) else most
             return
         missing = isinstance(result, RejectedError) and result.status in wire.NO_ROUTE
         # A gateway may let a key embed and close the tokenizer to it; a wrong key fails the
@@ -291,6 +299,7 @@ class Lengths:
             self._can_count = False
             uncounted = {*indices, *(count.index for count in self.to_count)}
             self.to_count.clear()  # most servers refuse by themselves what is too long
+            self._most_head = self._most_head_tokens()  # it may have been to be counted too
             for index in sorted(uncounted | self._as_ids):
                 if not isinstance(self.prepared.inputs[index], str):
                     continue
@@ -326,7 +335,8 @@ class Lengths:
         if limit is not None and len(ids) > limit:
             if not self.truncate:
                 raise self.error(endpoint, index, len(ids), limit)
-            self._cut(index, ids, limit, endpoint)
+            if not self._cut(index, ids, limit, endpoint):
+                self.to_count.append(TokenCount(index))
         elif index in self._as_ids:
             self.prepared.inputs[index] = ids
 
@@ -386,7 +396,7 @@ class Lengths:
             elif isinstance(given, list) and len(given) > limit:
                 if not self.truncate:
                     raise self.error(endpoint, index, len(given), limit)
-                self._cut(index, given, limit, endpoint)
+                self._cut(index, given, limit, endpoint)  # or it is cut when it is refused again
                 again = True
         return again
 
@@ -451,11 +461,14 @@ class Lengths:
         # SGLang refuses a text of exactly as many tokens as its context.
         return context - 1 if context else None
 
-    def _cut(self, index: int, ids: list[int], limit: int, endpoint: Endpoint) -> None:
+    def _cut(self, index: int, ids: list[int], limit: int, endpoint: Endpoint) -> bool:
         """Replace a text by its first token ids, and the tokens that must end it.
 
         These are the end-of-text token, which last-token pooling reads, or the end of a reranker's
         prompt, after which the answer follows: a server that cuts the tail loses them.
+
+        Returns:
+            False if what precedes the document must be counted first.
         """
         end, place = self.model.end_of_text_id, self.offset + index
         if endpoint.scores_route == scores.HEAD:
@@ -479,6 +492,8 @@ class Lengths:
                 limit=limit,
             )
         if endpoint.tail:
+            if self._count_head(endpoint):
+                return False
             kept = limit - len(endpoint.tail)
             if kept < (most := self._most_head_tokens()):
                 raise TextTooLongError(
@@ -491,7 +506,7 @@ class Lengths:
                 )
             self.prepared.inputs[index] = [*ids[:kept], *endpoint.tail]
             self.shortened.add(index)
-            return
+            return True
         if end is None:
             raise TextTooLongError(
                 f"{self._named(place)}{self._shown(index)} has {len(ids)} tokens, {limit} are "
@@ -504,6 +519,7 @@ class Lengths:
             )
         self.prepared.inputs[index] = [*ids[: limit - 1], end]
         self.shortened.add(index)
+        return True
 
 
 # ---------------------------------------------------------------- tokens
