@@ -14,7 +14,7 @@ import pytest
 import examined
 from emberd import Embedder, probe
 from emberd.cli import shown_servers, status
-from emberd.client import lengths
+from emberd.client import tokenizer
 from emberd.client.verify import verify
 from emberd.doctor import servers
 from emberd.doctor.findings import Level
@@ -216,7 +216,7 @@ def test_embeddings_come_as_base64_and_tokens_as_ids(version: str) -> None:
     [entry] = ready["POST /v1/embeddings"]["any"]["body"]["data"]
     assert (entry["embedding"], entry["index"]) == ("<str>", 0)
     counted = ready["POST /v1/tokenize"]["any"]["body"]
-    assert len(lengths.read_ids(json.dumps(counted).encode())) == counted["count"]
+    assert len(tokenizer.read_ids(json.dumps(counted).encode())) == counted["count"]
 
 
 @every_version

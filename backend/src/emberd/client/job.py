@@ -35,7 +35,7 @@ from typing import Final
 import numpy as np
 
 from emberd.catalog import NOUN
-from emberd.client import lengths, row_formats, usage, wire
+from emberd.client import lengths, row_formats, tokenizer, usage, wire
 from emberd.client.batches import Batch, make_batches, most_tokens
 from emberd.client.event_loops import Steps
 from emberd.client.inputs import (
@@ -324,7 +324,7 @@ class Job:
         if isinstance(work, TokenCount):
             text = self._lengths.text_of(work) or ""
             special = self._model.special_tokens
-            return lengths.tokenize_request(
+            return tokenizer.tokenize_request(
                 endpoint.server, endpoint.model, text, special, adds=not endpoint.labels
             )
         inputs = [self._prepared.inputs[index] for index in work.indices]
@@ -368,7 +368,7 @@ class Job:
                 if not isinstance(body, bytes):
                     return body
                 if isinstance(work, TokenCount):
-                    return lengths.read_whole(endpoint, body, self._model)
+                    return tokenizer.read_whole(endpoint, body, self._model)
                 count, tokens = len(work.indices), self._tokens(work)
                 outcome = yield from row_formats.read(endpoint, body, count, tokens)
             if (failure := self._facts.check_model(endpoint, outcome.model)) is not None:

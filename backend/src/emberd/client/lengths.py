@@ -13,21 +13,20 @@ import re
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 from unicodedata import is_normalized
 
 from emberd.catalog import EMBED, NOUN, RECREATE, Model
-from emberd.client import scores, tei, wire
+from emberd.client import scores, tokenizer, wire
 from emberd.client.event_loops import Steps
 from emberd.client.inputs import (
     ADDED_TOKENS,
     Input,
     PreparedTexts,
-    SpecialTokens,
     excerpt,
     split_at_special,
 )
-from emberd.client.wire import Request, ServerLost, TooLong
+from emberd.client.wire import ServerLost, TooLong
 from emberd.endpoint import Endpoint
 from emberd.errors import (
     AuthenticationError,
@@ -40,7 +39,6 @@ from emberd.errors import (
 )
 from emberd.probe import TEI
 
-PATH: Final = "/v1/tokenize"
 GATEWAY: Final = "emberd-gateway"
 
 _TEXTS_A_STEP: Final = 1024
@@ -50,27 +48,11 @@ _HEAD: Final = -1  # in place of a text's index: what precedes each document in 
 # follows changes the last ones.
 _HEAD_MARGIN: Final = 16
 
-# In the reply, for each character of the text: four tokens, each with a number of eight digits.
-_TOKEN_BYTES: Final = 40
-# That of Text Embeddings Inference has an object of five fields for each token.
-_OBJECT_BYTES: Final = 400
-
-# The tokenizer routes of other servers than SGLang; llama.cpp's omits the end of text by default.
-_LLAMA_CPP: Final = "llamacpp"
 _FIRST: Final = "cls"  # pooling by the first token, which a text that is cut keeps
-_Route = tuple[str, str, dict[str, Any]]
-_ROUTE: Final[_Route] = (PATH, "prompt", {})
-_OTHER_ROUTES: Final[dict[str, _Route]] = {
-    "vllm": ("/tokenize", "prompt", {}),
-    _LLAMA_CPP: ("/tokenize", "content", {"add_special": True, "parse_special": True}),
-    TEI: (tei.TOKENIZE, "inputs", {}),
-}
-_TEXT_ONLY: Final = {"add_special": False, "parse_special": False}
-
 # What llama.cpp takes for special tokens if the vocabulary has them: "</s>" in that of Qwen3.
 _LOOKS_SPECIAL: Final = re.compile(r"<[^<>\s]+>|\[[A-Z]+\]")
 # They embed white space. SGLang, emberd's own server and others refuse it or strip it.
-_TAKE_BLANK: Final = frozenset({*_OTHER_ROUTES, GATEWAY})
+_TAKE_BLANK: Final = frozenset({*tokenizer.OTHER_ROUTES, GATEWAY})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -179,7 +161,7 @@ class Lengths:
             self._as_ids.update(index for index, given in texts if isinstance(given, str))
         elif endpoint.server not in _TAKE_BLANK:
             yield from self._find_blank()
-        if endpoint.server in (_LLAMA_CPP, TEI) or endpoint.trims:
+        if endpoint.server in (tokenizer.LLAMA_CPP, TEI) or endpoint.trims:
             for index, given in enumerate(self.prepared.inputs):
                 if endpoint.server == TEI and (given == "" or isinstance(given, list)):
                     problems.append(self._is_empty(index, endpoint))
@@ -236,7 +218,7 @@ class Lengths:
                 f"{known} Remove it from the text (strip()), or use another server.",
                 index=place,
             )
-        if endpoint.server == _LLAMA_CPP:
+        if endpoint.server == tokenizer.LLAMA_CPP:
             special = self.model.special_tokens
             if special and (
                 _LOOKS_SPECIAL.search(text) or split_at_special(text, special) != [text]
@@ -327,7 +309,7 @@ class Lengths:
         tail = [*endpoint.tail]
         if ids[len(ids) - len(tail) :] != tail:
             raise BadReplyError(
-                f"{endpoint.url}{route(endpoint.server)} returned token ids that do not end "
+                f"{tokenizer.address(endpoint)} returned token ids that do not end "
                 f"with those of the end of the prompt ({tail}), as they did before. Check whether "
                 f"another server answers at this address."
             )
@@ -352,7 +334,7 @@ class Lengths:
             problem = "contains a special token ({shown}), which this server may read as other text"
         return TextError(
             f"{self._named(place)} {problem.format(shown=excerpt(text))}. Its token ids cannot be "
-            f"requested: {endpoint.url}{route(endpoint.server)} is missing or closed. Omit the "
+            f"requested: {tokenizer.address(endpoint)} is missing or closed. Omit the "
             f"text, or open that route.",
             index=place,
         )
@@ -362,7 +344,7 @@ class Lengths:
         known = f" {endpoint.cuts_note}" if endpoint.cuts_note else ""
         return TextTooLongError(
             f"{self._named(place)}{self._shown(index)} may have more than {limit} tokens: it has "
-            f"{self.prepared.sizes[index]} bytes, and {endpoint.url}{route(endpoint.server)}, "
+            f"{self.prepared.sizes[index]} bytes, and {tokenizer.address(endpoint)}, "
             f"which would count them, is missing or closed. This server may cut a text that is too "
             f"long and return the vector of the rest.{known} Split the text into parts of at most "
             f"{limit - ADDED_TOKENS} bytes, or use a server that counts tokens, such as SGLang or "
@@ -426,7 +408,7 @@ class Lengths:
         elif not self._can_count:
             advice = (
                 f"truncate=True cannot cut it, because this server has no "
-                f"{route(endpoint.server)} route; split it."
+                f"{tokenizer.route(endpoint.server)} route; split it."
             )
         elif self.truncate:
             advice = "Split it: this server accepts fewer tokens than it reports."
@@ -522,14 +504,6 @@ class Lengths:
         return True
 
 
-# ---------------------------------------------------------------- tokens
-
-
-def route(server: str) -> str:
-    """Return the tokenizer route of a kind of server."""
-    return _OTHER_ROUTES.get(server, _ROUTE)[0]
-
-
 def takes_ids(endpoint: Endpoint) -> bool:
     """Return whether ``endpoint`` embeds, or scores, exactly the token ids that it is sent."""
     return endpoint.server != TEI and endpoint.scores_route != scores.HEAD
@@ -541,71 +515,3 @@ def as_taken(inputs: list[Input], endpoint: Endpoint, model: Model) -> list[Inpu
         return inputs
     empty = [*model.start_ids, model.end_of_text_id]
     return ["" if given == empty else given for given in inputs]
-
-
-def tokenize_request(
-    server: str, name: str, text: str, special: SpecialTokens = (), *, adds: bool = True
-) -> Request:
-    """Return the request that tokenizes ``text``.
-
-    Args:
-        server: The kind of server, as in its endpoint.
-        name: The name under which it serves the model.
-        text: The text, in its template.
-        special: The special tokens of the model that llama.cpp is sent as ids, between the parts of
-            the text. Its reply then has no tokens around the text.
-        adds: Whether the reply includes the tokens that the tokenizer puts around a text.
-    """
-    path, field_name, more = _OTHER_ROUTES.get(server, _ROUTE)
-    content: Any = text
-    if not adds:
-        more = {**more, "add_special_tokens": False}
-    if server == _LLAMA_CPP and special:
-        content, more = split_at_special(text, special), _TEXT_ONLY
-    token_bytes = _OBJECT_BYTES if server == TEI else _TOKEN_BYTES
-    most_bytes = wire.MOST_BYTES + len(text) * token_bytes
-    return Request(path, {"model": name, field_name: content, **more}, most_bytes)
-
-
-def read_ids(body: bytes) -> list[int]:
-    """Return the token ids from the reply to a ``tokenize_request``.
-
-    Raises:
-        BadReplyError: It has none.
-    """
-    if body.lstrip().startswith(b"["):
-        ids: Any = [token.id for token in tei.read_tokens(body)]
-    else:
-        ids = wire.parse_object(body).get("tokens")
-    if not isinstance(ids, list) or not ids or not all(type(token) is int for token in ids):
-        raise BadReplyError(
-            "A request to tokenize was answered without a list of token ids. Check whether a "
-            "server of another kind, or a proxy, answers at this address."
-        )
-    return ids
-
-
-def read_whole(endpoint: Endpoint, body: bytes, model: Model) -> list[int]:
-    """Return all token ids of a text, from the reply of ``endpoint`` to a ``tokenize_request``.
-
-    Raises:
-        BadReplyError: It has none.
-    """
-    ids = read_ids(body)
-    if endpoint.labels:
-        return ids  # nothing is put around a reranker's prompt
-    if endpoint.server == _LLAMA_CPP and model.special_tokens:
-        end = model.end_of_text_id
-        return [*model.start_ids, *ids, *([] if end is None else [end])]
-    return with_added(ids, model)
-
-
-def with_added(ids: list[int], model: Model) -> list[int]:
-    """Return ``ids`` with the tokens that the model's own tokenizer puts around a text.
-
-    The tokenizer route of sglang-router omits them; the server behind it adds them.
-    """
-    start, end = [*model.start_ids], model.end_of_text_id
-    if ids[: len(start)] != start:
-        ids = [*start, *ids]
-    return ids if end is None or ids[-1] == end else [*ids, end]

@@ -26,6 +26,7 @@ from emberd.client import (
     lengths,
     scores,
     tei,
+    tokenizer,
     verify_listing,
     verify_scores,
     wire,
@@ -192,7 +193,7 @@ def steps(
         yield from ask(question, refused=_ADDS_PROMPTS.format(names=_AS_THEY_ARE))
     counted = None
     if server == TEI or model.end_of_text_id is not None:
-        request = lengths.tokenize_request(server, name, text)
+        request = tokenizer.tokenize_request(server, name, text)
         counted = yield from ask(request, optional=True)
     if server == TEI:
         tei.check_tokens(url, text, counted, bodies[-1])
@@ -496,11 +497,11 @@ def _check_tokens(url: str, model: Model, counted: bytes | None, embedded: bytes
     if model.end_of_text_id is None:
         return True  # they were compared before, because the server is TEI
     try:
-        ids = lengths.read_ids(counted)
+        ids = tokenizer.read_ids(counted)
     except BadReplyError as error:
         raise ServerMismatchError(f"{url}: {error}") from error
     read = wire.prompt_tokens(embedded)
-    whole = lengths.with_added(ids, model)
+    whole = tokenizer.with_added(ids, model)
     if read == len(whole):
         return True  # sglang-router counts with its own tokenizer, which adds no tokens
     if ids[-1] != whole[-1]:

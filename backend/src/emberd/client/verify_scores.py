@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from emberd.catalog import SAME_LOGIT, SAME_SCORE, Model, logit
-from emberd.client import lengths, scores, wire
+from emberd.client import lengths, scores, tokenizer, wire
 from emberd.client.inputs import Input
 from emberd.client.wire import Reply, Request, TransportError
 from emberd.endpoint import Endpoint
@@ -85,7 +85,7 @@ def steps(
     def tokens_of(
         text: str, *, adds: bool
     ) -> Generator[Request, Reply | TransportError | None, list[int]]:
-        request = lengths.tokenize_request(endpoint.server, endpoint.model, text, adds=adds)
+        request = tokenizer.tokenize_request(endpoint.server, endpoint.model, text, adds=adds)
         if (body := (yield from ask(request, optional=True))) is None:
             raise ServerMismatchError(
                 f"{url}{request.path} is missing or closed. A reranker needs it: the tokens of "
@@ -203,7 +203,7 @@ def _route_of_vllm(
 
 def _read_ids(url: str, body: bytes) -> list[int]:
     try:
-        return lengths.read_ids(body)
+        return tokenizer.read_ids(body)
     except BadReplyError as error:
         raise ServerMismatchError(f"{url}: {error}") from error
 
